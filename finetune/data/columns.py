@@ -1,0 +1,1 @@
+"""Which files and columns make a data set; placeholder until the reader lands."""

@@ -1,0 +1,6 @@
+"""Wholes: one module per kind of work, each readable from top to bottom and free to copy."""
+
+RECIPES: dict[str, str] = {
+    "bert_classification": "Fine-tune BERT (or GPT-2) to classify texts or text pairs, beside TF-IDF, with a verdict.",
+    "tfidf_baseline": "TF-IDF word and character n-grams with a linear model: the cheap baseline, alone.",
+}
