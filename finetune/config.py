@@ -28,7 +28,7 @@ T = TypeVar("T")
 def configclass(cls: type[T]) -> type[T]:
     """Make a class a node of the configuration tree: keyword-only fields, checked types, unknown names refused."""
     settings = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    return pydantic_dataclass(kw_only=True, config=settings)(cls)
+    return typing.cast("type[T]", pydantic_dataclass(kw_only=True, config=settings)(cls))
 
 
 def field(default: Any, help: str) -> Any:
@@ -128,7 +128,7 @@ def to_yaml(tree: dict[str, Any]) -> str:
     """Write nested plain values as YAML 1.2 that `load` reads back to the same values."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     yaml.dump(tree, stream)
     return stream.getvalue()
@@ -154,8 +154,9 @@ def json_schema(config_class: type) -> dict[str, Any]:
 
 
 def read_yaml(file: Path, known: set[str] | None = None) -> dict[str, tuple[Any, int]]:
-    """Read a YAML 1.2 mapping as dotted path -> (value, line); duplicate keys, tags, aliases and deep nesting are refused.
+    """Read a YAML 1.2 mapping as dotted path -> (value, line).
 
+    Duplicate keys, tags, aliases and deep nesting are refused (UserError, exit 2).
     A nested mapping is opened only where `known` has settings below it (all of them where `known` is None).
     """
     node = _compose(file)
@@ -203,7 +204,9 @@ def _safe_yaml() -> YAML:
     return YAML(typ="safe", pure=True)
 
 
-def _collect(file: Path, node: MappingNode, prefix: str, known: set[str] | None, found: dict[str, tuple[Any, int]]) -> None:
+def _collect(
+    file: Path, node: MappingNode, prefix: str, known: set[str] | None, found: dict[str, tuple[Any, int]]
+) -> None:
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, ScalarNode):
@@ -239,7 +242,9 @@ def _scalar(file: Path, node: Node) -> Any:
         return node.value
     if kind in {"int", "float", "bool", "null"}:
         return _safe_yaml().load(node.value) if kind != "null" else None
-    raise UserError(Exit.USAGE, f"{file}:{node.start_mark.line + 1}: tag {node.tag} is not accepted; write a plain value")
+    raise UserError(
+        Exit.USAGE, f"{file}:{node.start_mark.line + 1}: tag {node.tag} is not accepted; write a plain value"
+    )
 
 
 def _parse_value(text: str, setting: Setting, override: str) -> Any:

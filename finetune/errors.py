@@ -21,7 +21,7 @@ class Exit(IntEnum):
 
 
 class UserError(Exception):
-    """Say what is wrong, where, and what to do, in one to three lines; the command line prints it without a traceback."""
+    """Say what is wrong, where, and what to do, in one to three lines; printed without a traceback."""
 
     def __init__(self, code: Exit, message: str) -> None:
         super().__init__(message)

@@ -1,0 +1,151 @@
+"""Sequence classification with a pretrained model: loading, collating, the loss, and scoring of whole splits."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune import pretrained
+from finetune.data.batching import Batch, Examples, evaluation_batches, pad
+from finetune.data.columns import LabelMap
+from finetune.data.encode import Encoded
+from finetune.errors import Exit, UserError
+
+GPU_MULTIPLE = 8  # tensor cores want widths that are multiples of 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A model with its tokenizer and its label map."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: LabelMap
+    source: pretrained.Source
+
+    @property
+    def context(self) -> int:
+        """Return how many tokens the model can read."""
+        return pretrained.context_limit(self.model.config, self.tokenizer)
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load(model: str, labels: LabelMap, seed: int) -> Classifier:
+    """Load a checkpoint for fine-tuning; a head that it lacks is drawn from `seed`.
+
+    For BERT the head is a linear layer on the pooled [CLS] vector (Devlin et al. 2019, section 4.1); GPT-2 reads the
+    last token.
+    """
+    source = pretrained.locate(model)
+    tokenizer = pretrained.load_tokenizer(source)
+    torch.manual_seed(seed)  # before the model is made: the head's first weights are part of the seed
+    names = dict(enumerate(labels.names))
+    network = pretrained.load_model(
+        AutoModelForSequenceClassification,
+        source,
+        tokenizer,
+        num_labels=len(names),
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        problem_type="multi_label_classification" if labels.multi_label else "single_label_classification",
+    )
+    return Classifier(network, tokenizer, labels, source)
+
+
+def load_trained(folder: str) -> Classifier:
+    """Load a fine-tuned classifier with the label names in its config."""
+    source = pretrained.locate(folder)
+    tokenizer = pretrained.load_tokenizer(source)
+    network = pretrained.load_model(AutoModelForSequenceClassification, source, tokenizer)
+    names = network.config.id2label
+    multi_label = network.config.problem_type == "multi_label_classification"
+    return Classifier(network, tokenizer, LabelMap(tuple(names[index] for index in range(len(names))), multi_label), source)
+
+
+def check_length(classifier: Classifier, max_length: int) -> None:
+    """Refuse a max_length beyond the model's context."""
+    if max_length > classifier.context:
+        raise UserError(
+            Exit.USAGE,
+            f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} can read; "
+            "data.on_long=window reads longer texts in windows",
+        )
+
+
+def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.ndarray | None = None) -> Examples:
+    """Return the examples of a split for the trainer; a batch is padded on the right to its longest text."""
+    multiple = GPU_MULTIPLE if torch.cuda.is_available() else 1
+
+    def make(chosen: np.ndarray) -> Batch:
+        ids = [encoded.example(index) for index in chosen]
+        tensors = {"input_ids": pad(ids, tokenizer.pad_token_id, multiple)}
+        lengths = torch.from_numpy(encoded.lengths[chosen])
+        tensors["attention_mask"] = (torch.arange(tensors["input_ids"].shape[1]) < lengths[:, None]).long()
+        if encoded.types is not None and "token_type_ids" in tokenizer.model_input_names:
+            tensors["token_type_ids"] = pad([encoded.example_types(index) for index in chosen], 0, multiple)
+        if targets is not None:
+            tensors["labels"] = torch.from_numpy(targets[encoded.row[chosen]])
+        return Batch(tensors, len(chosen), chosen)
+
+    return Examples(encoded.lengths, make)
+
+
+def class_weights(targets: np.ndarray, labels: LabelMap) -> Tensor:
+    """Return a weight for each class, inverse to its rows; the mean over the rows of train is 1."""
+    counts = np.bincount(targets, minlength=len(labels.names))
+    return torch.tensor(len(targets) / (len(labels.names) * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def make_loss(labels: LabelMap, smoothing: float, weights: Tensor | None) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return the loss of the loop: summed cross-entropy, or for multi-label the summed mean over labels of BCE."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        device = next(model.parameters()).device
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        targets = inputs.pop("labels")
+        logits = model(**inputs).logits.float()  # (batch, labels)
+        if labels.multi_label:
+            smoothed = targets * (1 - smoothing) + smoothing / 2
+            return functional.binary_cross_entropy_with_logits(logits, smoothed, reduction="none").mean(dim=1).sum()
+        weight = None if weights is None else weights.to(device)
+        return functional.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing, reduction="sum")
+
+    return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Probabilities of a split, (rows, labels), and the seconds that one pass over its tokens took."""
+
+    probabilities: np.ndarray
+    seconds: float
+
+
+def predict(model: nn.Module, encoded: Encoded, classifier: Classifier, batch_size: int, precision: str) -> Scored:
+    """Score every row of a split; the probabilities of a text's windows are averaged."""
+    device = next(model.parameters()).device
+    examples = collate(encoded, classifier.tokenizer)
+    totals = np.zeros((encoded.rows, len(classifier.labels.names)))
+    started = time.perf_counter()
+    was_training = model.training
+    model.eval()
+    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    # One autocast block around all batches: inside it each weight is cast to bf16 once, not once a batch.
+    with torch.inference_mode(), torch.autocast(device.type, kind, enabled=precision != "no"):
+        for chosen in evaluation_batches(encoded.lengths, batch_size, batch_size * 128):
+            batch = examples.collate(chosen)
+            logits = model(**{name: tensor.to(device) for name, tensor in batch.tensors.items()}).logits.float()
+            share = torch.sigmoid(logits) if classifier.labels.multi_label else torch.softmax(logits, dim=-1)
+            np.add.at(totals, encoded.row[chosen], share.double().cpu().numpy())
+    model.train(was_training)
+    windows = np.bincount(encoded.row, minlength=encoded.rows)
+    return Scored(totals / windows[:, None], time.perf_counter() - started)

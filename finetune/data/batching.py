@@ -1,0 +1,100 @@
+"""Which rows make an update, how they are shared out, and how they become padded tensors."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+
+Strategy = Literal["group_by_length", "random"]
+UPDATES_IN_A_BUCKET = 50  # rows of so many updates are sorted together: little padding, still well mixed
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Padded tensors of a micro-batch, the number of items that its summed loss covers, and its example numbers."""
+
+    tensors: dict[str, torch.Tensor]
+    items: int
+    examples: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What the trainer needs to know of a data set: the length of each example in tokens, and how to collate some."""
+
+    lengths: np.ndarray
+    collate: Callable[[np.ndarray], Batch]
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """How an epoch is cut into updates; the order is a function of (seed, epoch) alone."""
+
+    seed: int
+    update_size: int
+    strategy: Strategy = "group_by_length"
+    max_tokens: int | None = None
+
+    def epoch(self, lengths: np.ndarray, epoch: int) -> list[np.ndarray]:
+        """Return the example numbers of each update of an epoch; each example comes once.
+
+        An update holds `update_size` examples, or as many as fit into `max_tokens` padded tokens where that is set.
+        """
+        random = np.random.default_rng([self.seed, epoch])
+        shuffled = random.permutation(len(lengths))
+        if self.max_tokens is None and self.strategy == "random":
+            return _cut(shuffled, self.update_size)
+        bucket = self.update_size * UPDATES_IN_A_BUCKET
+        updates: list[np.ndarray] = []
+        for part in _cut(shuffled, bucket) if self.strategy == "group_by_length" else [shuffled]:
+            if self.strategy == "group_by_length":
+                part = part[np.argsort(lengths[part], kind="stable")]
+            if self.max_tokens is None:
+                updates.extend(_cut(part, self.update_size))
+            else:
+                updates.extend(cut_by_tokens(part, lengths, self.max_tokens, self.update_size))
+        return [updates[index] for index in random.permutation(len(updates))]
+
+
+def cut_by_tokens(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, max_rows: int) -> list[np.ndarray]:
+    """Cut rows, in their order, into batches of at most `max_tokens` padded tokens and `max_rows` rows."""
+    batches: list[np.ndarray] = []
+    start, longest = 0, 0
+    for position, length in enumerate(lengths[rows].tolist()):
+        longest = max(longest, length)
+        size = position - start + 1
+        if size > 1 and (longest * size > max_tokens or size > max_rows):
+            batches.append(rows[start:position])
+            start, longest = position, length
+    return [*batches, rows[start:]] if len(rows) else batches
+
+
+def share(update: np.ndarray, lengths: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
+    """Return the micro-batches that one process works on: equal parts of the update, each of similar lengths."""
+    longest_first = update[np.argsort(-lengths[update], kind="stable")]
+    mine = longest_first[rank::world]
+    return [part for part in np.array_split(mine, accumulation) if len(part)]
+
+
+def evaluation_batches(lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
+    """Cut all examples, longest first, into batches for scoring; the order of rows is restored by their numbers."""
+    longest_first = np.argsort(-lengths, kind="stable")
+    return cut_by_tokens(longest_first, lengths, max_tokens, max_rows)
+
+
+def pad(rows: list[np.ndarray], value: int, multiple: int = 1) -> torch.Tensor:
+    """Stack token rows, padded on the right to the longest of them, rounded up to `multiple`.
+
+    Returns int64, (batch, time).
+    """
+    longest = -(-max(len(row) for row in rows) // multiple) * multiple
+    padded = np.full((len(rows), longest), value, dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,122 @@
+"""Texts as token numbers in flat arrays; what is too long is counted, and cut, refused or split into windows."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.columns import Split
+from finetune.errors import Exit, UserError
+
+OnLong = Literal["truncate", "error", "window"]
+TEXTS_AT_ONCE = 2_000
+MAX_UNKNOWN_RATE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Token rows of a split. An example is a text, or one window of it; `row` says of which row of the split."""
+
+    tokens: np.ndarray  # (all tokens,) int32
+    types: np.ndarray | None  # (all tokens,) int8: 1 in the second text of a pair
+    offsets: np.ndarray  # (examples + 1,) int64
+    row: np.ndarray  # (examples,) int64
+    rows: int
+    long: int  # rows with more than max_length tokens
+    full_lengths: np.ndarray  # (rows,) tokens before anything was cut
+    unknown_rate: float
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Return the number of tokens of each example."""
+        return np.diff(self.offsets)
+
+    def example(self, index: int) -> np.ndarray:
+        """Return the token numbers of one example."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def example_types(self, index: int) -> np.ndarray:
+        """Return the token types of one example of a pair."""
+        assert self.types is not None
+        return self.types[self.offsets[index] : self.offsets[index + 1]]
+
+
+def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on_long: OnLong) -> Encoded:
+    """Turn the texts of a split into token numbers.
+
+    Windows overlap by a quarter of max_length. Raises UserError 65 for a long text under on_long=error, and where
+    most of the tokens are unknown (the tokenizer's files are not the model's).
+    """
+    texts, pairs = split.texts(), split.pairs()
+    examples: list[list[int]] = []
+    types: list[list[int]] = []
+    row_of: list[int] = []
+    full: list[int] = []
+    unknown = 0
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = slice(start, start + TEXTS_AT_ONCE)
+        second = None if pairs is None else pairs[part]
+        coded = tokenizer(texts[part], second, return_attention_mask=False, return_token_type_ids=True)
+        for offset, ids in enumerate(coded["input_ids"]):
+            row = start + offset
+            full.append(len(ids))
+            unknown += ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
+            if len(ids) <= max_length:
+                pieces = [(ids, coded["token_type_ids"][offset])]
+            else:
+                pieces = _fit(tokenizer, texts[row], None if pairs is None else pairs[row], max_length, on_long)
+                _refuse_long(split, row, len(ids), max_length, on_long)
+            for piece, piece_types in pieces:
+                examples.append(piece)
+                types.append(piece_types)
+                row_of.append(row)
+    rate = unknown / max(1, sum(full))
+    if rate > MAX_UNKNOWN_RATE:
+        raise UserError(
+            Exit.BAD_DATA,
+            f"{split.name}: {100 * rate:.0f} % of the tokens are unknown to the tokenizer; "
+            "its files are not the model's, or the model does not know this script",
+        )
+    return Encoded(
+        tokens=_flat(examples, np.int32),
+        types=_flat(types, np.int8) if pairs is not None else None,
+        offsets=np.cumsum([0, *map(len, examples)]),
+        row=np.array(row_of, dtype=np.int64),
+        rows=len(texts),
+        long=int(sum(length > max_length for length in full)),
+        full_lengths=np.array(full, dtype=np.int64),
+        unknown_rate=rate,
+    )
+
+
+def _fit(
+    tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None, max_length: int, on_long: OnLong
+) -> list[tuple[list[int], list[int]]]:
+    window = on_long == "window"
+    coded = tokenizer(
+        text,
+        pair,
+        truncation="longest_first" if pair is None or not window else "only_second",
+        max_length=max_length,
+        stride=max_length // 4 if window else 0,
+        return_overflowing_tokens=window,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+    )
+    if window:
+        return list(zip(coded["input_ids"], coded["token_type_ids"], strict=True))
+    return [(coded["input_ids"], coded["token_type_ids"])]
+
+
+def _refuse_long(split: Split, row: int, length: int, max_length: int, on_long: OnLong) -> None:
+    if on_long == "error":
+        raise UserError(
+            Exit.BAD_DATA,
+            f"{split.where(row)} has {length:,} tokens, more than max_length={max_length}\n"
+            "give data.on_long=truncate or window, or a larger max_length",
+        )
+
+
+def _flat(rows: list[list[int]], kind: type[np.generic]) -> np.ndarray:
+    return np.concatenate([np.array(row, dtype=kind) for row in rows]) if rows else np.zeros(0, dtype=kind)

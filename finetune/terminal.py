@@ -1,0 +1,75 @@
+"""What people read in the terminal: numbers and times in words, and lines on stderr."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # rich costs 0.1 s, which `finetune --help` does not have
+    from rich.progress import Progress
+
+HEAD_WIDTH = 10
+
+
+def line(head: str, text: str) -> str:
+    """Return `text` behind its head word, further lines indented to the same column."""
+    return head.ljust(HEAD_WIDTH) + text.replace("\n", "\n" + " " * HEAD_WIDTH)
+
+
+def say(text: str) -> None:
+    """Write one line for the person on stderr; stdout is kept for results."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: `14 s`, `3 min 10 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with its unit: `91 MB`, `1.4 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun in the right form: `1 text`, `14 texts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def interval(score: Mapping[str, float]) -> str:
+    """Return a score as `0.934 [0.925, 0.943]`."""
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def points(fraction: float) -> str:
+    """Return a difference of fractions in points with its sign: `+2.3`."""
+    return f"{100 * fraction:+.1f}"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value as it is written in papers."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def progress() -> "Progress":
+    """Return a progress bar with rates and time left; it stays silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

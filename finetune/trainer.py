@@ -1,0 +1,410 @@
+"""The training loop, on accelerate.Accelerator: summed losses divided once, exact resume, the best epoch kept."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from pydantic import Field
+from torch import Tensor, nn
+
+from finetune import checkpoint, hardware, optim, terminal
+from finetune.config import configclass, field
+from finetune.data.batching import Batch, Examples, Order, Strategy, share
+from finetune.errors import Exit, Interrupted, UserError
+from finetune.run import Run
+
+SECONDS_BETWEEN_SAVES = 60.0
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+LossFunction = Callable[[nn.Module, Batch], Tensor]
+EvaluateFunction = Callable[[], dict[str, float]]
+
+
+@configclass
+class TrainConfig:
+    """Settings of the loop, named as in transformers.TrainingArguments."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = field("auto", "peak rate; auto: by model width")
+    num_train_epochs: Annotated[float, Field(gt=0)] | Literal["auto"] = field(
+        "auto", "passes; auto: by rows and classes"
+    )
+    max_steps: int = field(-1, "stop after so many updates; -1: after num_train_epochs")
+    per_device_train_batch_size: Positive = field(32, "examples of a micro-batch")
+    per_device_eval_batch_size: Positive = field(64, "examples of a batch in scoring, at most")
+    gradient_accumulation_steps: Positive = field(1, "micro-batches of an update")
+    max_tokens_per_batch: Positive | None = field(
+        None, "padded tokens of a micro-batch, at most; null: no token budget"
+    )
+    train_sampling_strategy: Strategy = field("group_by_length", "group_by_length: similar lengths share an update")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = field(
+        "linear", "course of the learning rate after warm-up"
+    )
+    warmup_ratio: Share = field(0.1, "share of the updates in which the rate rises")
+    weight_decay: Annotated[float, Field(ge=0)] = field(0.01, "AdamW's decay; biases and norms have none")
+    adam_beta1: Share = field(0.9, "AdamW's decay of the mean of gradients")
+    adam_beta2: Share = field(0.999, "AdamW's decay of the mean of squared gradients")
+    adam_epsilon: Annotated[float, Field(gt=0)] = field(1e-8, "AdamW's epsilon")
+    max_grad_norm: Annotated[float, Field(ge=0)] = field(1.0, "clip the gradient to this norm; 0: no clipping")
+    metric_for_best_model: str = field("loss", "validation score that chooses the checkpoint to keep")
+    early_stopping_patience: Positive | None = field(None, "stop after so many evaluations without a better score")
+    eval_steps: Positive | None = field(None, "updates between evaluations; null: each epoch")
+    save_steps: Positive | None = field(
+        None, "updates between checkpoints; null: with the best score, or once a minute"
+    )
+    save_total_limit: Positive = field(1, "latest checkpoints kept beside the best")
+    logging_steps: Positive = field(10, "updates between records in metrics.jsonl")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
+        "auto", "auto: bf16 where the hardware multiplies it"
+    )
+    use_cpu: bool = field(False, "train on the CPU even where there is a GPU")
+
+
+@dataclasses.dataclass
+class Progress:
+    """The numbers of a run that a checkpoint carries."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    evaluations_without_gain: int = 0
+    seconds: float = 0.0
+    items: int = 0
+    tokens: int = 0
+    window: list[tuple[float, int, float]] = dataclasses.field(default_factory=list)
+    """Summed loss, items and gradient norm of each update since the last record in metrics.jsonl."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run will cost, extrapolated by padded tokens from a few measured updates."""
+
+    updates: int
+    tokens: int
+    seconds: float
+    memory: int
+
+
+class Trainer:
+    """Train a model with two hooks: `loss(model, batch)`, the SUM over the batch's items, and `evaluate()`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        run: Run,
+        *,
+        loss: LossFunction,
+        seed: int,
+        layer_decay: float = 1.0,
+    ) -> None:
+        if not isinstance(config.learning_rate, float):
+            raise TypeError("learning_rate=auto must be resolved before training")
+        self.config, self.run, self.loss, self.seed = config, run, loss, seed
+        self.accelerator = accelerator(config)
+        betas = (config.adam_beta1, config.adam_beta2)
+        groups = optim.parameter_groups(model, config.learning_rate, config.weight_decay, layer_decay)
+        optimizer = optim.adamw(groups, betas, config.adam_epsilon)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.progress = Progress()
+        self.estimated_seconds: float | None = None
+        self._signal: Exit | None = None
+        self._saved_at = time.monotonic()
+
+    def fit(self, examples: Examples, evaluate: EvaluateFunction, *, greater_is_better: bool = True) -> Progress:
+        """Train to the end or to early stopping, then put the best checkpoint's weights into the model.
+
+        Raises UserError 70 where the loss is not finite, Interrupted after a signal, with a checkpoint on disk.
+        """
+        plan = self.plan(examples)
+        scheduler = self._scheduler(len(plan))
+        self._restore(scheduler)
+        self.model.train()
+        with self._signals(), terminal.progress() as bar:
+            task = bar.add_task("", total=len(plan), completed=self.progress.step, note="")
+            for step in range(self.progress.step, len(plan)):
+                started = time.perf_counter()
+                epoch, update = plan[step]
+                self._update(step, update, examples)
+                scheduler.step()
+                self._count(step + 1, examples, update, time.perf_counter() - started)
+                self._tell(bar, task, plan, epoch)
+                self._log(epoch, float(scheduler.get_last_lr()[0]))
+                if self._evaluation_due(plan):
+                    self._evaluate(evaluate, epoch, greater_is_better)
+                stopping = self._patience_lost()
+                if self._signal is not None or self._save_due(last=stopping or step + 1 == len(plan)):
+                    self._save()
+                if self._signal is not None:
+                    raise Interrupted(self._signal, f"stopped at update {step + 1}; go on with --resume")
+                if stopping:
+                    break
+        self._load_best()
+        return self.progress
+
+    def plan(self, examples: Examples) -> list[tuple[int, np.ndarray]]:
+        """Return (epoch, example numbers) of every update of the run; a function of the seed alone."""
+        config = self.config
+        micro_batches = config.gradient_accumulation_steps * self.accelerator.num_processes
+        tokens = config.max_tokens_per_batch
+        order = Order(
+            self.seed,
+            config.per_device_train_batch_size * micro_batches,
+            config.train_sampling_strategy,
+            tokens * micro_batches if tokens is not None else None,
+        )
+        epochs = float(config.num_train_epochs)
+        plan: list[tuple[int, np.ndarray]] = []
+        for epoch in range(math.ceil(epochs) if config.max_steps < 0 else config.max_steps):
+            updates = order.epoch(examples.lengths, epoch)
+            part = min(1.0, epochs - epoch) if config.max_steps < 0 else 1.0
+            plan.extend((epoch, update) for update in updates[: math.ceil(part * len(updates))])
+            if 0 <= config.max_steps <= len(plan):
+                return plan[: config.max_steps]
+        return plan
+
+    def estimate(self, examples: Examples, updates: int = 3) -> Estimate:
+        """Measure real updates, after one to warm up, and extrapolate; the model is changed, nothing is written."""
+        plan = self.plan(examples)
+        costs = np.array([self._padded_tokens(update, examples.lengths) for _, update in plan])
+        by_cost = np.argsort(costs)
+        chosen = [by_cost[int(share * (len(plan) - 1))] for share in np.linspace(0.25, 0.75, updates)]
+        self.model.train()
+        self._update(0, plan[by_cost[-1]][1], examples)  # the largest first: the peak of memory
+        started = time.perf_counter()
+        for index in chosen:
+            self._update(0, plan[index][1], examples)
+        rate = costs[chosen].sum() / (time.perf_counter() - started)
+        total = int(costs.sum())
+        return Estimate(len(plan), total, total / rate, hardware.memory_peak(self.config.use_cpu))
+
+    def unwrapped(self) -> nn.Module:
+        """Return the model without the wrappers of accelerate."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return model
+
+    # One update
+
+    def _update(self, step: int, update: np.ndarray, examples: Examples) -> None:
+        """Make one optimizer step: the summed losses of all micro-batches over the number of their items."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(
+            _step_seed(self.seed, step, rank)
+        )  # no random state to save: dropout is a function of the step
+        parts = share(update, examples.lengths, rank, world, self.config.gradient_accumulation_steps)
+        batches = [examples.collate(part) for part in parts]
+        items = self._total_items(batches)
+        losses = []
+        for number, batch in enumerate(batches, 1):
+            with self._synchronised(last=number == len(batches)):
+                loss = self.loss(self.model, batch) * (world / items)  # DDP averages over processes: undo it
+                self.accelerator.backward(loss)
+                losses.append(loss.detach())
+        norm = self._clip()
+        total = float(self.accelerator.reduce(torch.stack(losses).sum(), reduction="mean"))
+        if not math.isfinite(total) or not math.isfinite(norm):
+            self._diverged(step, total, update)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.window.append((total * items, items, norm))
+
+    def _total_items(self, batches: list[Batch]) -> int:
+        items = sum(batch.items for batch in batches)
+        if self.accelerator.num_processes > 1:
+            items = int(self.accelerator.reduce(torch.tensor(items, device=self.accelerator.device)))
+        return items
+
+    @contextmanager
+    def _synchronised(self, *, last: bool) -> Iterator[None]:
+        if last:
+            yield
+        else:
+            with self.accelerator.no_sync(self.model):
+                yield
+
+    def _clip(self) -> float:
+        if self.config.max_grad_norm == 0:
+            return 0.0
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        return 0.0 if self.config.mixed_precision == "fp16" else float(norm)  # fp16 overflows are the scaler's business
+
+    def _diverged(self, step: int, loss: float, update: np.ndarray) -> None:
+        self.run.metric({"step": step + 1, "loss": loss, "examples": update.tolist()})
+        rows = ", ".join(str(row) for row in update[:8])
+        what = "loss is not finite" if not math.isfinite(loss) else "gradient is not finite"
+        raise UserError(
+            Exit.DIVERGED,
+            f"{what} ({loss}) at update {step + 1} (rows {rows}{' ...' if len(update) > 8 else ''} of train)\n"
+            f"nothing was overwritten; try a lower learning_rate than {self.config.learning_rate:g}",
+        )
+
+    # Between updates
+
+    def _count(self, step: int, examples: Examples, update: np.ndarray, seconds: float) -> None:
+        progress = self.progress
+        progress.step = step
+        progress.seconds += seconds
+        progress.items += self.progress.window[-1][1]
+        progress.tokens += int(examples.lengths[update].sum())
+        self.run.updated = True
+
+    def _tell(self, bar: Any, task: Any, plan: list[tuple[int, np.ndarray]], epoch: int) -> None:
+        done, seconds = self.progress.step, self.progress.seconds
+        if self.estimated_seconds is None and done == 5:
+            self.estimated_seconds = seconds / done * len(plan)
+        rate = self.progress.items / seconds
+        note = f"loss {self.progress.window[-1][0] / self.progress.window[-1][1]:.3f} · {rate:.0f} items/s"
+        bar.update(task, completed=done, description=f"epoch {epoch + 1}/{plan[-1][0] + 1}", note=note)
+
+    def _log(self, epoch: int, learning_rate: float) -> None:
+        if self.progress.step % self.config.logging_steps:
+            return
+        losses, items, norms = (sum(column) for column in zip(*self.progress.window, strict=True))
+        record = {"step": self.progress.step, "epoch": epoch, "loss": losses / items, "learning_rate": learning_rate}
+        timing = {"items_per_second": self.progress.items / self.progress.seconds, "seconds": self.progress.seconds}
+        self.run.metric(record | {"grad_norm": norms / len(self.progress.window)} | timing)
+        self.progress.window = []
+
+    def _evaluation_due(self, plan: list[tuple[int, np.ndarray]]) -> bool:
+        step = self.progress.step
+        if step == len(plan):
+            return True
+        if self.config.eval_steps is not None:
+            return step % self.config.eval_steps == 0
+        return plan[step][0] != plan[step - 1][0]
+
+    def _evaluate(self, evaluate: EvaluateFunction, epoch: int, greater_is_better: bool) -> None:
+        scores = evaluate()
+        self.model.train()
+        self.run.metric({"step": self.progress.step, "epoch": epoch, "validation": scores})
+        name, progress = self.config.metric_for_best_model, self.progress
+        score, best = scores[name], progress.best_score
+        better = not math.isnan(score) and (best is None or (score > best if greater_is_better else score < best))
+        earlier = "" if best is None else f"{best:.3f} → "
+        self.run.say(f"epoch {epoch + 1}", f"validation {name} {earlier}{score:.3f}{' (best)' if better else ''}")
+        if better:
+            progress.best_score, progress.best_step, progress.evaluations_without_gain = score, progress.step, 0
+        else:
+            progress.evaluations_without_gain += 1
+
+    def _patience_lost(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.progress.evaluations_without_gain >= patience
+
+    # Checkpoints
+
+    def _save_due(self, *, last: bool) -> bool:
+        if last or self.progress.best_step == self.progress.step:
+            return True
+        if self.config.save_steps is not None:
+            return self.progress.step % self.config.save_steps == 0
+        return time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            optimizer, numbers = checkpoint.pack_optimizer(self.optimizer.optimizer)
+            tensors = {"model": _unique_tensors(self.unwrapped()), "optimizer": optimizer}
+            state = {"progress": dataclasses.asdict(self.progress), "optimizer": numbers}
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            checkpoint.save(self.run.checkpoints, self.progress.step, tensors, state)
+            steps = sorted(int(path.name.removeprefix("step-")) for path in self.run.checkpoints.glob("step-*"))
+            checkpoint.prune(self.run.checkpoints, {self.progress.best_step, *steps[-self.config.save_total_limit :]})
+        self.accelerator.wait_for_everyone()
+        self._saved_at = time.monotonic()
+
+    def _restore(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+        if not self.run.resume:
+            return
+        found, warnings = checkpoint.newest(self.run.checkpoints)
+        for warning in warnings:
+            self.run.say("warning", f"{warning}; the checkpoint before it is used")
+        if found is None:
+            self.run.say("resume", "no checkpoint yet: training starts from the beginning")
+            self.run.rewind_metrics(0)
+            return
+        state = found.state()
+        self.progress = Progress(**state["progress"])
+        _load_tensors(self.unwrapped(), found.tensors("model"))
+        checkpoint.unpack_optimizer(self.optimizer.optimizer, found.tensors("optimizer"), state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        scheduler.last_epoch = self.progress.step  # the rates themselves came back with the optimizer's groups
+        self.run.rewind_metrics(self.progress.step)
+        self.run.updated = True
+        self.run.say("resume", f"from update {self.progress.step}")
+
+    def _load_best(self) -> None:
+        if self.progress.best_step in {0, self.progress.step}:
+            return
+        best = self.run.checkpoints / f"step-{self.progress.best_step:06d}"
+        _load_tensors(self.unwrapped(), checkpoint.Checkpoint(best, self.progress.best_step).tensors("model"))
+
+    # Helpers
+
+    def _scheduler(self, updates: int) -> torch.optim.lr_scheduler.LRScheduler:
+        warmup = math.ceil(self.config.warmup_ratio * updates)
+        # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
+        scheduler: torch.optim.lr_scheduler.LRScheduler = transformers.get_scheduler(
+            self.config.lr_scheduler_type, self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=updates
+        )
+        return scheduler
+
+    def _padded_tokens(self, update: np.ndarray, lengths: np.ndarray) -> int:
+        parts = share(update, lengths, 0, self.accelerator.num_processes, self.config.gradient_accumulation_steps)
+        return int(sum(lengths[part].max() * len(part) for part in parts))
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note SIGTERM and SIGINT; the loop saves and leaves at the end of the update."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signal = Exit.TERMINATED if number == signal.SIGTERM else Exit.INTERRUPTED
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not in the main thread, e.g. in a notebook server: the owner of the signals decides
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def accelerator(config: TrainConfig) -> Accelerator:
+    """Return the Accelerator of a run; a second run in one process may use another precision."""
+    AcceleratorState._reset_state()
+    use_cpu = config.use_cpu or not torch.cuda.is_available()
+    return Accelerator(cpu=use_cpu, mixed_precision=config.mixed_precision)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's tensors, each storage once (tied embeddings have two names)."""
+    seen: set[int] = set()
+    unique: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            unique[name] = tensor
+            seen.add(tensor.data_ptr())
+    return unique
+
+
+def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    expected = set(_unique_tensors(model))
+    if expected != set(tensors):
+        raise UserError(Exit.IO_FAILED, f"the checkpoint is of another model: {sorted(expected ^ set(tensors))[:3]}")
+    model.load_state_dict(dict(tensors), strict=False)
