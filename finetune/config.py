@@ -70,6 +70,8 @@ def load(config_class: type[T], overrides: list[str], file: Path | None = None) 
     notes: list[str] = []
     if file is not None:
         for path, (value, line) in read_yaml(file, known=set(leaves)).items():
+            if path == "recipe":  # says which configuration class the file belongs to
+                continue
             name = resolve_name(path, leaves, notes, f"{file}:{line}: ")
             values[name], origin[name] = value, f"{file}:{line}"
     for override in overrides:

@@ -40,17 +40,38 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path | str, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
+        self,
+        folder: Path | str,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        quiet: bool = False,
+        dry_run: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.resume = resume
+        self.dry_run = dry_run
         self.updated = False
         self._overwrite = overwrite
         self._quiet = quiet
         self._created: list[Path] = []
         self._lock: FileLock | None = None
         self._log: list[str] | None = []  # lines said before the folder exists
+        self._model = self.folder / "model"
         self._check_free()
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """Return a finished run, or a plain model folder, for reading; raises UserError (66) where it is neither."""
+        path = Path(folder)
+        run = cls.__new__(cls)
+        run.folder, run._model, run._quiet = path, path / "model", False
+        if not (path / "config.yaml").is_file():
+            if not (path / "config.json").is_file():
+                what = "is neither a run nor a model folder" if path.is_dir() else "no such folder"
+                raise UserError(Exit.NO_INPUT, f"{folder}: {what}; give the output_dir of a finetune train")
+            run._model = path
+        return run
 
     # Paths
 
@@ -62,7 +83,7 @@ class Run:
     @property
     def model(self) -> Path:
         """Return the folder that `from_pretrained` loads."""
-        return self.folder / "model"
+        return self._model
 
     @property
     def config_file(self) -> Path:
@@ -76,15 +97,17 @@ class Run:
     # Life
 
     def start(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Make and lock the folder, write config.yaml and environment.json, and begin train.log."""
-        if self._lock is not None:
-            return
+        """Make and lock the folder, write config.yaml and environment.json, and begin train.log.
+
+        Raises UserError: 73 where another process holds the folder, 2 where a resumed run has other data.
+        """
         self._make_folder()
         self._take_lock()
         if self._overwrite and not self.resume:
             self._clear()
-        if not (self.resume and self.config_file.exists()):
-            write_atomic(self.config_file, to_yaml(dict(config)).encode())
+        if self.resume:
+            self._check_same_data(environment["data_sha256"])
+        write_atomic(self.config_file, to_yaml(dict(config)).encode())
         write_atomic(self.folder / "environment.json", _json(environment, indent=2))
         lines, self._log = self._log or [], None
         for text in lines:
@@ -247,6 +270,17 @@ class Run:
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         write_atomic(self.folder / ".holder.json", _json(holder))
+
+    def _check_same_data(self, hashes: Mapping[str, str]) -> None:
+        path = self.folder / "environment.json"
+        before = read_json(path)["data_sha256"] if path.is_file() else hashes
+        changed = sorted(name for name in {*before, *hashes} if before.get(name) != hashes.get(name))
+        if changed:
+            raise UserError(
+                Exit.USAGE,
+                f"--resume: the data has changed since the run began: {', '.join(changed)}; "
+                "put the old files back, or train into a new output_dir",
+            )
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():

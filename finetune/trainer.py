@@ -381,6 +381,19 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> TrainConfig:
+    """Return the settings with every `auto` replaced: rate and epochs by model and data, precision by hardware."""
+    rate, epochs = config.learning_rate, config.num_train_epochs
+    return dataclasses.replace(
+        config,
+        learning_rate=optim.auto_learning_rate(width) if rate == "auto" else rate,
+        num_train_epochs=(
+            optim.auto_epochs(rows, config.per_device_train_batch_size, classes, width) if epochs == "auto" else epochs
+        ),
+        mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
+    )
+
+
 def accelerator(config: TrainConfig) -> Accelerator:
     """Return the Accelerator of a run; a second run in one process may use another precision."""
     AcceleratorState._reset_state()

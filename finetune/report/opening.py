@@ -1,0 +1,121 @@
+"""What a run says before its first update: its data, its model, its baselines, and what it will cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune import hardware
+from finetune.classifier import Classifier
+from finetune.data.check import leaks
+from finetune.data.columns import DataConfig, LabelMap, Split
+from finetune.data.encode import Encoded
+from finetune.errors import Exit, UserError
+from finetune.evaluation import score
+from finetune.report.results import System
+from finetune.run import Run
+from finetune.terminal import count, duration, interval, size
+from finetune.trainer import Estimate, Progress, TrainConfig
+
+MANY_CUT = 0.01
+
+
+def say_data(run: Run, config: DataConfig, splits: Mapping[str, Split], labels: LabelMap) -> dict[str, Any]:
+    """Tell rows, labels and leaks; return the leaks for the record. Raises UserError 65 under on_leak=error."""
+    rows = " · ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    run.say("data", f"{rows} · {count(len(labels.names), 'label')}")
+    for name, split in splits.items():
+        if split.held_out:
+            run.say("", f"{name}: {split.held_out}")
+        if split.skipped:
+            run.say("warning", f"{count(split.skipped, 'row')} of {name} without text or label left out")
+    leaked = {}
+    for name in splits.keys() - {"train"}:
+        found = leaks(splits["train"], splits[name])
+        leaked[name] = len(found)
+        if len(found):
+            _tell_leak(run, config, splits[name], found)
+    return {"leaked_rows": leaked}
+
+
+def say_lengths(run: Run, encoded: Mapping[str, Encoded], max_length: int, on_long: str) -> dict[str, Any]:
+    """Tell lengths in tokens and how many texts are cut or split; return them for the record."""
+    lengths = encoded["train"].full_lengths
+    middle, high = (int(np.percentile(lengths, share)) for share in (50, 95))
+    done = {"truncate": "cut", "window": "read in windows", "error": "refused"}[on_long]
+    long = {name: part.long for name, part in encoded.items()}
+    total, rows = sum(long.values()), sum(part.rows for part in encoded.values())
+    run.say("", f"{middle} tokens a text (95 %: {high}) · {count(total, 'text')} {done} at {max_length}")
+    if total > MANY_CUT * rows and on_long == "truncate":
+        share = 100 * total / rows
+        run.say("warning", f"{share:.1f} % of the texts are cut: raise max_length, or give data.on_long=window")
+    return {
+        "tokens": {"median": middle, "p95": high, "max": int(lengths.max())},
+        "long_rows": long | {"max_length": max_length, "on_long": on_long},
+        "unknown_rate": {name: round(part.unknown_rate, 6) for name, part in encoded.items()},
+    }
+
+
+def say_model(run: Run, parts: Classifier, config: TrainConfig, requested: TrainConfig, updates: int) -> None:
+    """Tell what is trained, in which arithmetic, and what `auto` stands for."""
+    choice = hardware.choose_precision(requested.mixed_precision, config.use_cpu)
+    arithmetic = "fp32" if config.mixed_precision == "no" else config.mixed_precision
+    device = f"{arithmetic} on {hardware.describe(config.use_cpu)} ({choice.reason})"
+    run.say("model", f"{parts.source.name} · {parts.parameters / 1e6:.1f} M parameters · {device}")
+    if choice.warning:
+        run.say("warning", choice.warning)
+    chosen = [
+        f"{name}={value:g} (auto)" if asked == "auto" else f"{name}={value:g}"
+        for name, value, asked in (
+            ("learning_rate", config.learning_rate, requested.learning_rate),
+            ("num_train_epochs", config.num_train_epochs, requested.num_train_epochs),
+        )
+        if not isinstance(value, str)
+    ]
+    run.say("", f"{' · '.join(chosen)} · {count(updates, 'update')} of {config.per_device_train_batch_size} texts")
+
+
+def say_baselines(run: Run, systems: Sequence[System]) -> None:
+    """Tell how the baselines score on validation, and what they cost."""
+    for system in systems:
+        accuracy = score(system.predictions["validation"])["accuracy"]
+        cost = f" · {duration(system.seconds)}" if system.seconds else ""
+        run.say("baseline", f"{system.name} · validation accuracy {interval(accuracy)}{cost}")
+
+
+def say_estimate(run: Run, estimate: Estimate, config: TrainConfig, parameters: int) -> dict[str, Any]:
+    """Tell what a run would cost, from measured updates, and return it."""
+    low, high = 0.85 * estimate.seconds, 1.2 * estimate.seconds
+    disk = 4 * parameters * (1 + 3 * (1 + config.save_total_limit))  # model/, and checkpoints with two moments each
+    run.say(
+        "would",
+        f"train {count(estimate.updates, 'update')} of {config.per_device_train_batch_size} texts "
+        f"({estimate.tokens:,} padded tokens) · memory about {size(estimate.memory)} of {size(hardware.memory_total())}\n"
+        f"{duration(low)} to {duration(high)} of training on this machine (3 updates measured) · "
+        f"up to {size(disk)} on disk",
+    )
+    return {
+        "updates": estimate.updates,
+        "tokens": estimate.tokens,
+        "seconds": {"low": low, "high": high},
+        "memory_bytes": estimate.memory,
+        "disk_bytes": disk,
+    }
+
+
+def describe_costs(progress: Progress, estimated: float | None) -> dict[str, float]:
+    """Return the throughput figures of a run, the estimate beside the truth."""
+    figures = {
+        "train_examples_per_second": progress.items / max(progress.seconds, 1e-9),
+        "train_tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+    }
+    return figures if estimated is None else figures | {"estimated_train_seconds": estimated}
+
+
+def _tell_leak(run: Run, config: DataConfig, split: Split, found: np.ndarray) -> None:
+    share = f"{100 * len(found) / len(split):.1f} %"
+    what = f"{count(len(found), f'{split.name} text')} also in train ({share}), e.g. {split.where(found[0])}"
+    if config.on_leak == "error":
+        raise UserError(Exit.BAD_DATA, f"{what}\nremove them, or give data.on_leak=warn")
+    run.say("warning", f"{what}: finetune check data.train=... data.{split.name}=... says which")
+

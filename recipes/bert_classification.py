@@ -1,0 +1,114 @@
+"""Fine-tune a pretrained encoder to classify texts or text pairs, beside TF-IDF, and say which one to trust.
+
+The [CLS] vector goes through the pretrained pooler and a linear head (Devlin et al. 2019, section 4.1 and appendix
+A.3). GPT-2 and other checkpoints of AutoModelForSequenceClassification work too.
+"""
+
+import time
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from finetune import classifier, evaluation, hardware, optim, trainer
+from finetune.config import configclass, field, to_tree
+from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
+from finetune.data.encode import encode
+from finetune.report import opening
+from finetune.report.card import model_card
+from finetune.report.results import Conclusion, System, conclude, judge, run_baselines
+from finetune.run import Run, environment
+from finetune.trainer import TrainConfig, Trainer
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@configclass
+class Config:
+    """Settings of the recipe."""
+
+    model: str = field("google-bert/bert-base-uncased", "Hub name, local folder, or minilm (the extra [demo])")
+    data: DataConfig = field(DataConfig, "files and columns")
+    max_length: Annotated[int, Field(gt=2)] = field(128, "tokens of a text; data.on_long says what happens beyond")
+    frozen_layers: Annotated[int, Field(ge=0)] = field(0, "lowest layers, with the embeddings, that are not trained")
+    layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = field(1.0, "rate of a layer relative to the one above")
+    label_smoothing_factor: Fraction = field(0.0, "probability mass that the loss moves off the gold label")
+    class_weights: Literal["none", "balanced"] = field("none", "balanced: rare labels weigh more in the loss")
+    baseline: Literal["auto", "none"] = field("auto", "auto: TF-IDF and majority class beside the model")
+    train: TrainConfig = field(lambda: TrainConfig(metric_for_best_model="macro_f1"), "the loop")
+    seed: int = field(1, "of head, order, dropout and held-out rows")
+    seeds: list[int] | None = field(None, "train once with each, e.g. [1,2,3]")
+    output_dir: str | None = field(None, "run folder; default runs/<recipe>-<date>-<time>")
+
+
+def train(config: Config, run: Run) -> dict[str, Any]:
+    """Fine-tune, keep the epoch with the best validation score, and judge it beside the baselines."""
+    began = time.perf_counter()
+    splits = read_splits(config.data, seed=config.seed)
+    labels = LabelMap.learn(splits["train"], config.data.multi_label)
+    targets = {name: labels.encode(split) for name, split in splits.items()}
+    found = opening.say_data(run, config.data, splits, labels)
+    parts = classifier.load(config.model, labels, config.seed)
+    classifier.check_length(parts, config.max_length)
+    encoded = {n: encode(s, parts.tokenizer, config.max_length, config.data.on_long) for n, s in splits.items()}
+    found |= opening.say_lengths(run, encoded, config.max_length, config.data.on_long)
+
+    asked, size = config.train, {"rows": len(splits["train"]), "classes": len(labels.names)}
+    config = replace(config, train=trainer.resolve(asked, width=parts.width, **size))
+    trained = optim.freeze(parts.model, config.frozen_layers)
+    weights = classifier.class_weights(targets["train"], labels) if config.class_weights == "balanced" else None
+    loss = classifier.make_loss(labels, config.label_smoothing_factor, weights)
+    loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, layer_decay=config.layerwise_lr_decay)
+    examples = classifier.collate(encoded["train"], parts.tokenizer, targets["train"])
+    opening.say_model(run, parts, config.train, asked, len(loop.plan(examples)))
+    if run.dry_run:
+        return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters)
+
+    beside = run_baselines(splits, targets, labels, config.seed) if config.baseline == "auto" else []
+    opening.say_baselines(run, beside)
+    hashes = {file: digest for split in splits.values() for file, digest in split.sha256.items()}
+    place = environment(config.seed, hardware.describe(config.train.use_cpu), hashes) | {"model": parts.source.identity}
+    run.start({"recipe": "bert_classification", **to_tree(config)}, place)
+
+    def scored(name: str) -> tuple[evaluation.Predictions, float]:
+        result = classifier.predict(parts, encoded[name], config.train)
+        return judge(splits[name], targets[name], result.probabilities, labels), result.seconds
+
+    progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]))
+    run.save_model(parts.save)
+    judged = {name: scored(name) for name in splits if name != "train"}
+    evaluating = judged["test" if "test" in judged else "validation"][1]
+    results = conclude(
+        run,
+        Conclusion(
+            recipe="bert_classification",
+            model=config.model,
+            system=System(parts.family, {name: part for name, (part, _) in judged.items()}, progress.seconds),
+            baselines=beside,
+            splits={name: splits[name] for name in judged},
+            seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
+            throughput=opening.describe_costs(progress, loop.estimated_seconds),
+            diagnostics=found | {"parameters": parts.parameters, "trained_parameters": trained},
+        ),
+    )
+    run.write_card(model_card(results, to_tree(config), place))
+    return results
+
+
+def evaluate(config: Config, run: Run, data: Split) -> evaluation.Predictions:
+    """Score the trained model on labelled data that training never saw."""
+    parts, probabilities = _probabilities(config, run, data)
+    return judge(data, parts.labels.encode(data), probabilities, parts.labels)
+
+
+def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
+    """Label texts: one row each, in order, with a probability for every label."""
+    parts, probabilities = _probabilities(config, run, inputs)
+    return evaluation.unlabelled_rows(inputs, probabilities, parts.labels)
+
+
+def _probabilities(config: Config, run: Run, data: Split) -> tuple[classifier.Classifier, Any]:
+    parts = classifier.load_trained(str(run.model))
+    encoded = encode(data, parts.tokenizer, min(config.max_length, parts.context), config.data.on_long)
+    settings = trainer.resolve(config.train, width=parts.width, rows=len(data), classes=len(parts.labels.names))
+    return parts, classifier.predict(parts, encoded, settings).probabilities
