@@ -52,8 +52,8 @@ def check(
     keys = {name: _Keys.of(split) for name, split in splits.items()}
     findings = [_rows(splits)]
     findings += [finding for split in splits.values() if (finding := _skipped(split))]
-    for name, split in splits.items():
-        findings += _duplicates(split, keys[name])
+    repeated = [finding for name, split in splits.items() for finding in _duplicates(split, keys[name])]
+    findings += repeated or [Finding("good", "duplicates", f"no text stands twice in {', '.join(splits)}")]
     train = splits.get("train")
     for name, split in splits.items():
         if train is not None and name != "train":
@@ -137,7 +137,7 @@ def _duplicates(split: Split, keys: _Keys) -> list[Finding]:
     first = first[group]  # (rows,) the first row with the same text
     repeats = np.flatnonzero(first != np.arange(len(first)))
     if not len(repeats):
-        return [Finding("good", "duplicates", f"{split.name}: no text stands twice")]
+        return []
     findings = [_repeats(split, first, repeats)]
     if not _labelled(split):
         return findings
@@ -235,6 +235,7 @@ def _nearly_same(known: list[str], asked: list[str]) -> list[tuple[int, int]]:
 
 def _labels(splits: dict[str, Split], labels: LabelMap | None, seed: int) -> list[Finding]:
     train = splits.get("train")
+    others = {name: split for name, split in splits.items() if name != "train" and _labelled(split)}
     multi_label = labels is not None and labels.multi_label
     findings: list[Finding] = []
     known = set(labels.names) if labels is not None else None
@@ -242,10 +243,10 @@ def _labels(splits: dict[str, Split], labels: LabelMap | None, seed: int) -> lis
         counts = _label_counts(train, multi_label)
         known = set(counts) if known is None else known
         findings += [*_balance(train, counts), *_spelling(counts, multi_label), _telling(train, multi_label, seed)]
-    for name, split in splits.items():
-        if name != "train" and known is not None and _labelled(split):
-            findings.append(_unseen(split, known, multi_label))
-    return findings
+    if known is None or not others:
+        return findings
+    unseen = [finding for split in others.values() if (finding := _unseen(split, known, multi_label))]
+    return findings + (unseen or [Finding("good", "unseen labels", f"every label of {', '.join(others)} is in train")])
 
 
 def _label_counts(split: Split, multi_label: bool) -> Counter[str]:
@@ -290,9 +291,8 @@ def _spelling(counts: Counter[str], multi_label: bool) -> list[Finding]:
     return findings
 
 
-def _unseen(split: Split, known: set[str], multi_label: bool) -> Finding:
-    rows, name = 0, ""
-    where = ""
+def _unseen(split: Split, known: set[str], multi_label: bool) -> Finding | None:
+    rows, name, where = 0, "", ""
     for row, label in enumerate(split.labels()):
         parts = split_labels(label) if multi_label else [label]
         missing = next((part for part in parts if part not in known), None)
@@ -300,7 +300,7 @@ def _unseen(split: Split, known: set[str], multi_label: bool) -> Finding:
             rows += 1
             where, name = where or split.where(row), name or missing
     if not rows:
-        return Finding("good", "unseen labels", f"every {split.name} label is in train")
+        return None
     guess = nearest(name, known)
     question = f", did you mean {shown(guess)}?" if guess else ""
     message = f"{_count(rows, f'{split.name} row has', f'{split.name} rows have')} a label that train does not have"
