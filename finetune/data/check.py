@@ -20,7 +20,7 @@ SAMPLE_ROWS = 100_000
 SAMPLE_CHARACTERS = 10_000_000  # of a sample: bounds the memory of its features to about 200 MB
 CLIP = 500  # characters of a text that count for near duplicates and for telling tokens
 NEAR = 0.9  # cosine of character n-grams from which two texts count as nearly the same
-NEAR_COMPARISONS = 200_000_000  # pairs of texts; about 10 s on one core
+NEAR_COMPARISONS = 200_000_000  # pairs of texts, some 15 s on one core
 NEAR_MEMORY = 64  # MB for one block of cosines
 TOKENIZED_ROWS = 20_000
 TELLING_ROWS = 20
@@ -55,9 +55,11 @@ def check(
     repeated = [finding for name, split in splits.items() for finding in _duplicates(split, keys[name])]
     findings += repeated or [Finding("good", "duplicates", f"no text stands twice in {', '.join(splits)}")]
     train = splits.get("train")
-    for name, split in splits.items():
-        if train is not None and name != "train":
-            findings += [_leakage(train, split, keys), _near(train, split, keys, seed)]
+    others = [split for name, split in splits.items() if name != "train"]
+    if train is not None and others:
+        neighbours = _Neighbours.of(train, seed)
+        for split in others:
+            findings += [_leakage(train, split, keys), _near(neighbours, split, keys, seed)]
     findings += _labels(splits, labels, seed)
     if tokenizer is not None:
         for split in splits.values():
@@ -200,37 +202,54 @@ def _sample(split: Split, rows: np.ndarray, limit: int, seed: int) -> tuple[np.n
     return drawn[:fits], texts[:fits]
 
 
-def _near(train: Split, other: Split, keys: dict[str, _Keys], seed: int) -> Finding:
-    """Look for texts of `other` that a train text almost repeats: cosine of TF-IDF of hashed character n-grams."""
+@dataclass(frozen=True)
+class _Neighbours:
+    """A sample of train rows, to be asked for the nearest: cosine of TF-IDF of hashed character n-grams."""
+
+    train: Split
+    rows: np.ndarray
+    hashed: HashingVectorizer
+    weighted: TfidfTransformer
+    search: NearestNeighbors
+
+    @classmethod
+    def of(cls, train: Split, seed: int) -> "_Neighbours":
+        rows, texts = _sample(train, np.arange(len(train)), SAMPLE_ROWS, seed)
+        hashed = HashingVectorizer(
+            analyzer="char_wb", ngram_range=(3, 4), n_features=2**18, alternate_sign=False, norm=None, dtype=np.float32
+        )
+        counts = hashed.transform(texts)
+        weighted = TfidfTransformer(sublinear_tf=True).fit(counts)
+        features = weighted.transform(counts, copy=False)
+        search = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(features)
+        return cls(train, rows, hashed, weighted, search)
+
+    def close(self, texts: list[str]) -> list[tuple[int, int]]:
+        """Return (place in `texts`, train row) for each text that a train text nearly repeats."""
+        with sklearn.config_context(working_memory=NEAR_MEMORY):
+            distances, matches = self.search.kneighbors(self.weighted.transform(self.hashed.transform(texts)))
+        return [
+            (int(place), int(self.rows[matches[place, 0]])) for place in np.flatnonzero(distances[:, 0] <= 1 - NEAR)
+        ]
+
+
+def _near(neighbours: _Neighbours, other: Split, keys: dict[str, _Keys], seed: int) -> Finding:
     fresh = np.flatnonzero(~np.isin(keys[other.name].folded, keys["train"].folded))
-    train_rows, train_texts = _sample(train, np.arange(len(train)), SAMPLE_ROWS, seed)
-    rows, texts = _sample(other, fresh, max(1, NEAR_COMPARISONS // max(1, len(train_rows))), seed)
+    known, train = len(neighbours.rows), len(neighbours.train)
+    rows, texts = _sample(other, fresh, max(1, NEAR_COMPARISONS // known), seed)
     told = ""
-    if len(rows) < len(fresh) or len(train_rows) < len(train):
-        told = f" (sample: {len(rows):,} of {len(fresh):,} {other.name}, {len(train_rows):,} of {len(train):,} train)"
-    found = _nearly_same(train_texts, texts) if texts else []
+    if len(rows) < len(fresh) or known < train:
+        told = f" (sample: {len(rows):,} of {len(fresh):,} {other.name}, {known:,} of {train:,} train)"
+    found = neighbours.close(texts) if texts else []
     if not found:
         return Finding("good", "near duplicates", f"no {other.name} text is nearly a train text{told}")
     place, match = max(found, key=lambda pair: len(texts[pair[0]]))
     message = (
         f"{_count(len(found), f'{other.name} text is', f'{other.name} texts are')} nearly a train text"
         f" ({_share(len(found), len(rows))} of those compared), "
-        f"e.g. {train.where(train_rows[match])} ~ {other.where(rows[place])}{told}"
+        f"e.g. {neighbours.train.where(match)} ~ {other.where(rows[place])}{told}"
     )
     return Finding("warning", "near duplicates", message, "read a few; if they are copies, delete them from train")
-
-
-def _nearly_same(known: list[str], asked: list[str]) -> list[tuple[int, int]]:
-    hashed = HashingVectorizer(
-        analyzer="char_wb", ngram_range=(3, 4), n_features=2**18, alternate_sign=False, norm=None, dtype=np.float32
-    )
-    weighted = TfidfTransformer(sublinear_tf=True)
-    features = weighted.fit_transform(hashed.transform(known))
-    search = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(features)
-    with sklearn.config_context(working_memory=NEAR_MEMORY):
-        distances, matches = search.kneighbors(weighted.transform(hashed.transform(asked)))
-    close = np.flatnonzero(distances[:, 0] <= 1 - NEAR)
-    return [(int(place), int(matches[place, 0])) for place in close]
 
 
 def _labels(splits: dict[str, Split], labels: LabelMap | None, seed: int) -> list[Finding]:

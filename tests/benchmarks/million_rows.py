@@ -57,7 +57,7 @@ def main() -> None:
     print(f"rows      {total:,} ({size:.0f} MB of CSV in train); memory after the imports {before:.0f} MB")
     print(f"read      {total / read:,.0f} rows/s ({read:.1f} s); peak {after_read - before:.0f} MB above the imports")
     print(
-        f"check     {total / checked:,.0f} rows/s ({checked:.1f} s); peak {after_check - before:.0f} MB above the imports"
+        f"check     {total / checked:,.0f} rows/s ({checked:.1f} s); peak {after_check - before:.0f} MB above the same"
     )
     for finding in findings:
         print(f"{finding.level:9} {finding.message}" + (f" · {finding.action}" if finding.action else ""))
