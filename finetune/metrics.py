@@ -197,15 +197,13 @@ def hf_metric(name: str) -> "evaluate.Metric":
     features = datasets.Features(
         {"predictions": datasets.Sequence(number) if of_probabilities else label, "references": label}
     )
-    info = evaluate.MetricInfo(
-        description=DEFINITIONS[name], citation="", inputs_description="", features=features, format="numpy"
-    )
+    info = evaluate.MetricInfo(description=DEFINITIONS[name], citation="", inputs_description="", features=features)
 
     class Metric(evaluate.Metric):
         def _info(self) -> "evaluate.MetricInfo":
             return info
 
-        def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        def _compute(self, predictions: list[Any], references: list[int]) -> dict[str, float]:
             return {name: _single(name, np.asarray(references), np.asarray(predictions))}
 
     return Metric(config_name=name, keep_in_memory=True)

@@ -82,7 +82,7 @@ def paired_bootstrap(a: Sample, b: Sample, *, alpha: float = ALPHA, seed: int = 
 
 
 def replicates_for(cells: int) -> int:
-    """Return how often a sample is redrawn: 2,000 times, down to 200 beyond 20,000 cells (intervals are narrow then)."""
+    """Return how often a sample is redrawn: 2,000 times, down to 200 beyond 20,000 cells (narrow intervals)."""
     return int(np.clip(DRAWS // max(cells, 1), FEWEST_REPLICATES, REPLICATES))
 
 
