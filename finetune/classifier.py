@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import pretrained
+from finetune import cpu, pretrained
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import LabelMap
 from finetune.data.encode import Encoded
 from finetune.errors import Exit, UserError
+from finetune.trainer import TrainConfig
 
+AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKENS_OF_A_TEXT = (
+    128  # a batch for scoring holds per_device_eval_batch_size texts of this length, or fewer longer ones
+)
 GPU_MULTIPLE = 8  # tensor cores want widths that are multiples of 8
 
 
@@ -32,6 +38,22 @@ class Classifier:
     def context(self) -> int:
         """Return how many tokens the model can read."""
         return pretrained.context_limit(self.model.config, self.tokenizer)
+
+    @property
+    def width(self) -> int:
+        """Return the hidden size."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def family(self) -> str:
+        """Return the architecture's name as it is written in sentences."""
+        kind = str(self.model.config.model_type)
+        return {"bert": "BERT", "gpt2": "GPT-2", "roberta": "RoBERTa", "distilbert": "DistilBERT"}.get(kind, kind)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, config with the label names, and tokenizer, so that from_pretrained loads them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     @property
     def parameters(self) -> int:
@@ -58,6 +80,7 @@ def load(model: str, labels: LabelMap, seed: int) -> Classifier:
         label2id={name: index for index, name in names.items()},
         problem_type="multi_label_classification" if labels.multi_label else "single_label_classification",
     )
+    cpu.prepare(network)
     return Classifier(network, tokenizer, labels, source)
 
 
@@ -68,7 +91,9 @@ def load_trained(folder: str) -> Classifier:
     network = pretrained.load_model(AutoModelForSequenceClassification, source, tokenizer)
     names = network.config.id2label
     multi_label = network.config.problem_type == "multi_label_classification"
-    return Classifier(network, tokenizer, LabelMap(tuple(names[index] for index in range(len(names))), multi_label), source)
+    return Classifier(
+        network, tokenizer, LabelMap(tuple(names[index] for index in range(len(names))), multi_label), source
+    )
 
 
 def check_length(classifier: Classifier, max_length: int) -> None:
@@ -77,7 +102,7 @@ def check_length(classifier: Classifier, max_length: int) -> None:
         raise UserError(
             Exit.USAGE,
             f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} can read; "
-            "data.on_long=window reads longer texts in windows",
+            "give {classifier.context}, and data.on_long=window for longer texts",
         )
 
 
@@ -130,18 +155,19 @@ class Scored:
     seconds: float
 
 
-def predict(model: nn.Module, encoded: Encoded, classifier: Classifier, batch_size: int, precision: str) -> Scored:
+def predict(classifier: Classifier, encoded: Encoded, config: TrainConfig) -> Scored:
     """Score every row of a split; the probabilities of a text's windows are averaged."""
-    device = next(model.parameters()).device
+    model = classifier.model
+    device, batch_size = next(model.parameters()).device, config.per_device_eval_batch_size
     examples = collate(encoded, classifier.tokenizer)
     totals = np.zeros((encoded.rows, len(classifier.labels.names)))
     started = time.perf_counter()
     was_training = model.training
     model.eval()
-    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    kind = AUTOCAST[config.mixed_precision]
     # One autocast block around all batches: inside it each weight is cast to bf16 once, not once a batch.
-    with torch.inference_mode(), torch.autocast(device.type, kind, enabled=precision != "no"):
-        for chosen in evaluation_batches(encoded.lengths, batch_size, batch_size * 128):
+    with torch.inference_mode(), torch.autocast(device.type, kind, enabled=kind != torch.float32):
+        for chosen in evaluation_batches(encoded.lengths, batch_size, batch_size * TOKENS_OF_A_TEXT):
             batch = examples.collate(chosen)
             logits = model(**{name: tensor.to(device) for name, tensor in batch.tensors.items()}).logits.float()
             share = torch.sigmoid(logits) if classifier.labels.multi_label else torch.softmax(logits, dim=-1)

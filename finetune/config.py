@@ -1,7 +1,6 @@
 """Strict configuration: a tree of typed classes, filled from defaults, then a YAML file, then KEY=VALUE arguments."""
 
 import dataclasses
-import difflib
 import io
 import types
 import typing
@@ -16,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from finetune.errors import Exit, UserError
+from finetune.errors import Exit, UserError, nearest
 
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 MAX_YAML_BYTES = 1_000_000
@@ -319,8 +318,8 @@ def _is_unquoted_text(value: Any, wanted: str) -> bool:
 
 def _suggestion(key: str, leaves: dict[str, Setting]) -> str:
     names = {path.rsplit(".", 1)[-1]: path for path in leaves} | {path: path for path in leaves}
-    close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.6)
+    close = nearest(key, names)
     if close:
-        return f"; did you mean {close[0]}?"
+        return f"; did you mean {close}?"
     sections = sorted(path for path in leaves if path.startswith(f"{key}."))
     return f"; it is a group: {', '.join(sections[:4])} ..." if sections else ""

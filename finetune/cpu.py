@@ -51,7 +51,8 @@ def keep_mask(shape: torch.Size, p: float) -> Tensor:
     count = math.prod(shape)
     words = np.random.SFC64(seed).random_raw(-(-count // 4))
     bits = torch.from_numpy(words.view(np.int16)[:count])
-    return (bits >= round(p * RESOLUTION) - RESOLUTION // 2).view(shape)
+    kept: Tensor = bits >= round(p * RESOLUTION) - RESOLUTION // 2
+    return kept.view(shape)
 
 
 class FastDropout(nn.Module):

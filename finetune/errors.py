@@ -1,5 +1,7 @@
 """The errors that a person can mend, and the exit code of each kind."""
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -34,3 +36,16 @@ class Interrupted(Exception):
     def __init__(self, code: Exit, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is spelt most like `name`, or None where none is close."""
+    spelt = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.casefold(), list(spelt), n=1, cutoff=0.6)
+    return spelt[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` where a known name is close, else nothing."""
+    close = nearest(name, known)
+    return f"; did you mean {close}?" if close else ""

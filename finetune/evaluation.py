@@ -75,6 +75,14 @@ def score(predictions: Predictions | Sequence[Predictions], seed: int = 1) -> di
     return scores
 
 
+def values(predictions: Predictions) -> dict[str, float]:
+    """Return every metric of one system without intervals."""
+    found = [_count_samples([[predictions]])[0].point(), _probability_sample([predictions]).point()]
+    return dict(
+        zip([*metrics.COUNT_METRICS, *metrics.PROBABILITY_METRICS], np.concatenate(found).tolist(), strict=True)
+    )
+
+
 def compare(
     a: Predictions | Sequence[Predictions],
     b: Predictions | Sequence[Predictions],

@@ -81,6 +81,11 @@ def memory_peak(use_cpu: bool = False) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def threads() -> int:
+    """Return how many threads PyTorch computes with."""
+    return torch.get_num_threads()
+
+
 def load_average() -> float:
     """Return the number of processes that wanted a core over the last minute."""
     return os.getloadavg()[0]

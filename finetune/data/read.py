@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import difflib
 import gzip
 import hashlib
 import io
@@ -22,7 +21,7 @@ import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.errors import Exit, UserError
+from finetune.errors import Exit, UserError, nearest
 
 KNOWN = ".csv, .tsv, .jsonl, .json (each also .gz) and .parquet"
 PROBE_SECONDS = 4.0
@@ -110,13 +109,6 @@ def shown(value: Any, limit: int = 60) -> str:
     text = json.dumps(str(value)[: limit + 1], ensure_ascii=False)[1:-1].replace('\\"', '"')
     text = "".join(character if character.isprintable() else "\ufffd" for character in text)
     return f'"{text[: limit - 1]}…"' if len(text) > limit else f'"{text}"'
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is spelt most like `name`, or None where none is close."""
-    spelt = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.casefold(), list(spelt), n=1, cutoff=0.6)
-    return spelt[close[0]] if close else None
 
 
 def _suffix(file: str) -> str:

@@ -90,7 +90,8 @@ def say_estimate(run: Run, estimate: Estimate, config: TrainConfig, parameters: 
     run.say(
         "would",
         f"train {count(estimate.updates, 'update')} of {config.per_device_train_batch_size} texts "
-        f"({estimate.tokens:,} padded tokens) · memory about {size(estimate.memory)} of {size(hardware.memory_total())}\n"
+        f"({estimate.tokens:,} padded tokens) · "
+        f"memory about {size(estimate.memory)} of {size(hardware.memory_total())}\n"
         f"{duration(low)} to {duration(high)} of training on this machine (3 updates measured) · "
         f"up to {size(disk)} on disk",
     )
@@ -118,4 +119,3 @@ def _tell_leak(run: Run, config: DataConfig, split: Split, found: np.ndarray) ->
     if config.on_leak == "error":
         raise UserError(Exit.BAD_DATA, f"{what}\nremove them, or give data.on_leak=warn")
     run.say("warning", f"{what}: finetune check data.train=... data.{split.name}=... says which")
-

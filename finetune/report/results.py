@@ -50,6 +50,13 @@ def judge(split: Split, targets: np.ndarray, probabilities: np.ndarray, labels: 
     return Predictions(ids, gold, decided, probabilities, labels.names, labels.multi_label)
 
 
+def predicted_rows(split: Split, probabilities: np.ndarray, labels: LabelMap) -> list[dict[str, Any]]:
+    """Return a line for each unlabelled text: id, text, predicted label (multi-label: list), probabilities."""
+    nobody_knows = np.zeros(probabilities.shape if labels.multi_label else len(probabilities), dtype=np.int64)
+    rows = evaluation.to_rows(judge(split, nobody_knows, probabilities, labels), split.texts(), split.pairs())
+    return [{key: value for key, value in row.items() if key != "gold"} for row in rows]
+
+
 def run_baselines(
     splits: Mapping[str, Split], targets: Mapping[str, np.ndarray], labels: LabelMap, seed: int
 ) -> list[System]:
@@ -81,8 +88,8 @@ def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
         "model": found.model,
         "scores": {name: evaluation.score(part) for name, part in found.system.predictions.items()},
     }
-    diagnostics = {"system": found.system.name, "labels": list(predictions.labels), "judged_on": judged}
-    diagnostics |= {"rows": {name: len(split) for name, split in found.splits.items()}, "resolution": None}
+    diagnostics: dict[str, Any] = {"system": found.system.name, "labels": list(predictions.labels), "judged_on": judged}
+    diagnostics["rows"] = {name: len(split) for name, split in found.splits.items()}
     diagnostics["resolution"] = significance.resolution(len(predictions.ids))
     if found.baselines:
         strongest = _strongest(found.baselines)
@@ -105,7 +112,9 @@ def combine(run: Run, seeds: Mapping[int, Run]) -> dict[str, Any]:
     first = next(iter(each.values()))
     names = list(first["scores"])
     judged, labels = first["diagnostics"]["judged_on"], first["diagnostics"]["labels"]
-    read = {name: [evaluation.from_rows(part.read_predictions(name), labels) for part in seeds.values()] for name in names}
+    read = {
+        name: [evaluation.from_rows(part.read_predictions(name), labels) for part in seeds.values()] for name in names
+    }
     results = {key: first[key] for key in ("recipe", "task", "model")}
     results["scores"] = {name: evaluation.score(parts) for name, parts in read.items()}
     if "baseline" in first:
@@ -117,7 +126,9 @@ def combine(run: Run, seeds: Mapping[int, Run]) -> dict[str, Any]:
     kept = ("system", "labels", "judged_on", "rows", "resolution", "baseline_seconds", "parameters")
     results["diagnostics"] = {key: first["diagnostics"][key] for key in kept if key in first["diagnostics"]}
     results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
-    results["seeds"] = {str(seed): {"scores": part["scores"], "seconds": part["seconds"]} for seed, part in each.items()}
+    results["seeds"] = {
+        str(seed): {"scores": part["scores"], "seconds": part["seconds"]} for seed, part in each.items()
+    }
     results["seconds"] = {key: sum(part["seconds"][key] for part in each.values()) for key in first["seconds"]}
     results["throughput"] = {
         key: float(np.mean([part["throughput"][key] for part in each.values()])) for key in first["throughput"]
@@ -146,9 +157,7 @@ def _beside(found: Conclusion, strongest: System, judged: str) -> dict[str, Any]
         }
         for system in found.baselines
     ]
-    comparison = evaluation.compare(
-        found.system.predictions[judged], strongest.predictions[judged], metric=JUDGED_BY
-    )
+    comparison = evaluation.compare(found.system.predictions[judged], strongest.predictions[judged], metric=JUDGED_BY)
     chosen = next(part for part in described if part["name"] == strongest.name)
     return {"baseline": chosen, "baselines": described, "comparison": comparison}
 

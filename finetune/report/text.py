@@ -6,6 +6,7 @@ from typing import Any
 from finetune.terminal import count, duration, interval, line, p_value, points
 
 SHOWN_ERRORS = 3
+SHOWN_DISAGREEMENTS = 5
 
 
 def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
@@ -20,7 +21,12 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     errors = results["diagnostics"].get("errors", [])
     for number, error in enumerate(errors[:SHOWN_ERRORS]):
         head = "errors" if number == 0 else ""
-        lines.append(line(head, f"{error['gold']} taken for {error['predicted']} ({error['probability']:.2f}): {_short(error['text'])}"))
+        lines.append(
+            line(
+                head,
+                f"{error['gold']} taken for {error['predicted']} ({error['probability']:.2f}): {_short(error['text'])}",
+            )
+        )
     lines.append(line("saved", f"{folder} · again: finetune train --config {folder}/config.yaml output_dir=..."))
     return lines
 
@@ -57,8 +63,8 @@ def seeds_text(results: Mapping[str, Any], judged: str) -> str:
     return f"accuracy by seed {listed} (sd {results['scores'][judged]['accuracy']['sd']:.3f})"
 
 
-def comparison_text(comparison: Mapping[str, Any], tested: int) -> str:
-    """Return one comparison of two runs as a sentence."""
+def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """Return one comparison of two runs: the verdict, then some rows where only one of them is right."""
     first, second = comparison["runs"]
     spread = f"[{100 * comparison['low']:.1f}, {100 * comparison['high']:.1f}]"
     opening = {
@@ -66,8 +72,16 @@ def comparison_text(comparison: Mapping[str, Any], tested: int) -> str:
         "worse": f"{first} is worse than {second}",
         "no difference shown": f"no difference shown between {first} and {second}",
     }[comparison["verdict"]]
-    evidence = f"{points(comparison['difference'])} points of {comparison['metric']} {spread}"
-    return f"{opening}: {evidence}, {p_value(comparison['p_value'])} (exact McNemar, {count(tested, 'paired text')})."
+    tests = f"{p_value(comparison['p_value'])} (exact McNemar, {count(comparison['rows'], 'paired text')})"
+    evidence = f"{points(comparison['difference'])} points of {comparison['metric']} {spread}, {tests}"
+    lines = [line("verdict", f"{opening}: {evidence}.")]
+    rows = comparison["disagreements"]
+    if rows:
+        lines.append(line("rows", f"{count(len(rows), 'text')} that only one of them gets right, e.g."))
+    for row in rows[:SHOWN_DISAGREEMENTS]:
+        said = f"gold {row['gold']} · {first}: {row['predicted'][0]} · {second}: {row['predicted'][1]}"
+        lines.append(line("", f"{row['id']}: {_short(row['text'])}\n  {said}"))
+    return lines
 
 
 def _short(text: str) -> str:

