@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from finetune.data.columns import DataConfig, LabelMap, Split, natural_key, read
 from finetune.errors import Exit, UserError
 
 
-def write(folder: Path, name: str, rows: list[tuple[str, ...]], header: str = "text,label") -> str:
+def write(folder: Path, name: str, rows: Sequence[tuple[str, ...]], header: str = "text,label") -> str:
     (folder / name).write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
     return str(folder / name)
 
@@ -118,7 +119,8 @@ def test_train_is_asked_for_by_its_setting(tmp_path: Path) -> None:
 
 def test_splits_that_are_given_are_read_and_nothing_is_held_out(tmp_path: Path) -> None:
     files = {name: write(tmp_path, f"{name}.csv", rows_of("xxyy")) for name in ("train", "validation", "test")}
-    splits = read_splits(DataConfig(**files), seed=1)
+    config = DataConfig(train=files["train"], validation=files["validation"], test=files["test"])
+    splits = read_splits(config, seed=1)
     assert {name: len(split) for name, split in splits.items()} == {"train": 4, "validation": 4, "test": 4}
     assert not splits["validation"].held_out
 

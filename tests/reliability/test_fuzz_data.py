@@ -29,8 +29,8 @@ def test_csv_rows_come_back_byte_equal_with_their_lines(
     tmp_path: Path, rows: list[tuple[str, str]], quoted: bool, tabs: bool
 ) -> None:
     stream = io.StringIO()
-    rules = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
-    writer = csv.writer(stream, delimiter="\t" if tabs else ",", quoting=rules, lineterminator="\r\n")
+    style = csv.excel_tab if tabs else csv.excel
+    writer = csv.writer(stream, style, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
     writer.writerow(["text", "label"])
     lines = []
     for row in rows:
