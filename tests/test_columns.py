@@ -158,6 +158,13 @@ def test_every_label_of_multi_label_rows_keeps_a_row_in_train(tmp_path: Path) ->
     assert 5 <= len(splits["validation"]) <= 9
 
 
+def test_a_label_that_is_never_the_rarest_of_its_rows_keeps_one_too(tmp_path: Path) -> None:
+    file = write(tmp_path, "t.csv", [("one", "z|b"), ("two", "b"), ("three", "z|c"), ("four", "c")])
+    config = DataConfig(train=file, multi_label=True, validation_share=0.5)
+    for seed in range(10):
+        assert LabelMap.learn(read_splits(config, seed=seed)["train"], True).names == ("b", "c", "z")
+
+
 def test_labels_are_numbered_in_natural_order_whatever_the_order_of_rows(tmp_path: Path) -> None:
     labels = ["10", "2", "-1", "b10", "b9", "B", "1.5", "9" * 5_000]
     rows = [(f"text {label[:5]}", label) for label in labels]
