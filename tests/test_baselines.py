@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import FeatureUnion
 
 from finetune import baselines
-from finetune.baselines import Block, Texts
+from finetune.baselines import Block, Candidate, Texts
 from finetune.errors import Exit, UserError
 
 LABELS = ("billing", "outage", "praise")
@@ -86,6 +86,29 @@ def test_folds_see_nothing_of_their_held_out_rows() -> None:
     assert test.toarray().tolist() == [[0.0, 1.0]]
 
 
+def test_folds_share_out_each_class() -> None:
+    targets = np.random.default_rng(1).permutation(np.repeat(np.arange(20), 3))
+    order = baselines._order(targets, baselines._Task(labels=20, multi_label=False, seed=1))
+    for fold in range(3):
+        assert sorted(targets[order[fold::3]]) == list(range(20))
+
+
+def test_a_class_that_its_fold_never_saw_does_not_change_the_temperature() -> None:
+    task = baselines._Task(labels=3, multi_label=False, seed=1)
+    targets = np.array([0, 1, 0, 1])
+    decisions = np.array([[0.5, -0.4, -1], [-0.3, 0.4, -1], [-0.1, 0.1, -1], [-0.8, 0.7, -1]])
+    unseen = np.array([[0.2, -0.1, baselines.NEVER]])
+    expected = baselines._fit_scale(decisions, targets, task)
+    assert baselines._fit_scale(np.concatenate([decisions, unseen]), np.append(targets, 2), task) == expected
+
+
+def test_a_fit_that_does_not_converge_gives_no_warning() -> None:
+    random = np.random.default_rng(1)
+    features = sparse.csr_matrix(random.random((300, 20)))
+    weights, _ = baselines._fit_binary(features, random.random(300) < 0.5, Candidate("LogisticRegression", 1e7), 1)
+    assert np.isfinite(weights).all()
+
+
 def test_the_baseline_learns_separable_classes(model: baselines.TfidfModel) -> None:
     texts, targets = _tickets(120, seed=2)
     probabilities = model.predict_proba(texts)
@@ -132,9 +155,9 @@ def test_classes_with_one_two_or_no_rows_do_not_break_the_folds() -> None:
     texts += ["zebra lion", "violin cello", "violin oboe"]
     targets = np.concatenate([targets, [3, 4, 4]])
     model = baselines.fit_tfidf(texts, targets, (*LABELS, "animal", "music", "unseen"))
-    probabilities = model.predict_proba(["zebra lion", "violin cello", "refund of a fee"])
-    assert probabilities.argmax(axis=1).tolist() == [3, 4, 0]
-    assert probabilities[:, 5].max() < 0.01
+    probabilities = model.predict_proba(["zebra lion", "violin cello", "refund of a fee", "", "qqq"])
+    assert probabilities[:3].argmax(axis=1).tolist() == [3, 4, 0]
+    assert probabilities[:, 5].max() < 1e-6
     assert np.isfinite(probabilities).all()
 
 
@@ -250,8 +273,9 @@ def test_a_damaged_or_missing_baseline_is_an_error_a_person_can_mend(
         baselines.TfidfModel.load(tmp_path)
 
 
-def _cached(rows: int = 60, **changed: Any) -> baselines.BaselinePredictions:
+def _cached(rows: int = 60, shift: int = 0, **changed: Any) -> baselines.BaselinePredictions:
     texts, targets = _tickets(rows)
+    targets = (targets + shift) % 3
     tests = {"test": Texts(_tickets(15, seed=2)[0]), "it/../x": Texts(_tickets(5, seed=3)[0])}
     return baselines.cached_predictions(Texts(texts), targets, **({"tests": tests, "labels": LABELS} | changed))
 
@@ -284,11 +308,12 @@ def test_cached_predictions_are_those_of_a_direct_fit(cache: Path) -> None:
     "changed",
     [
         {"rows": 61},
+        {"shift": 1},
         {"labels": ("a", "b", "c")},
         {"seed": 2},
         {"tests": {"test": Texts(_tickets(15, seed=7)[0])}},
     ],
-    ids=["train", "labels", "seed", "test"],
+    ids=["train", "targets", "labels", "seed", "test"],
 )
 def test_any_changed_input_misses_the_cache(cache: Path, changed: dict[str, Any]) -> None:
     _cached()
@@ -323,6 +348,15 @@ def test_a_cache_that_cannot_be_written_costs_no_result(cache: Path) -> None:
     cache.parent.write_text("a file where the folder should be")
     assert not _cached().cached
     assert not _cached().cached
+
+
+def test_a_cache_write_that_fails_half_way_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(baselines.os, "fsync", full)
+    assert not _cached().cached
+    assert list(cache.iterdir()) == []
 
 
 def test_the_cache_holds_no_text_and_leaves_no_draft(cache: Path) -> None:

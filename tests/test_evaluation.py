@@ -85,6 +85,7 @@ def test_multi_label_score_values_equal_those_of_scikit_learn() -> None:
     assert scores["accuracy"]["value"] == pytest.approx((system.gold == system.predicted).all(axis=1).mean())
     assert scores["macro_f1"]["value"] == pytest.approx(f1_score(system.gold, system.predicted, average="macro"))
     assert scores["loss"]["value"] == pytest.approx(log_loss(system.gold.ravel(), system.probabilities.ravel()))
+    assert scores["ece"]["value"] == pytest.approx(metrics.ece(system.probabilities.ravel(), system.gold.ravel()))
 
 
 def test_score_values_do_not_depend_on_the_order_of_rows_or_labels() -> None:
