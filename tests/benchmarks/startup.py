@@ -35,7 +35,7 @@ def startup_seconds(folder: Path) -> float:
     def stop(*_: object, **__: object) -> None:
         raise StopIteration(time.perf_counter() - began)
 
-    original, trainer.Trainer._update = trainer.Trainer._update, stop  # type: ignore[assignment,method-assign]
+    original, trainer.Trainer._update = trainer.Trainer._update, stop  # type: ignore[method-assign]
     data = recipe.DataConfig(train=str(folder / "train.csv"), test=str(folder / "test.csv"))
     config = recipe.Config(model="minilm", data=data)
     try:
@@ -68,9 +68,8 @@ def main() -> None:
                     writer.writerow([" ".join([f"word{label}", *draw.choices(words, k=15)]), f"label{label}"])
         cold = startup_seconds(folder)
         warm = sorted(startup_seconds(folder) for _ in range(3))
-    print(
-        f"before the first batch of {ROWS:,} rows   {warm[1]:.1f} s with a warm cache [{warm[0]:.1f}, {warm[-1]:.1f}], {cold:.1f} s without"
-    )
+    spread = f"[{warm[0]:.1f}, {warm[-1]:.1f}]"
+    print(f"before the first batch of {ROWS:,} rows   {warm[1]:.1f} s {spread}, baseline cached; {cold:.1f} s without")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"learning_rate": 1e-4, "weight_decay": 0.01, "per_device_train_batch_size": 32}
-PEERS = {
+SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "weight_decay": 0.01, "per_device_train_batch_size": 32}
+PEERS: dict[str, dict[str, Any]] = {
     "trainer default": {},
     "trainer grouped": {"train_sampling_strategy": "group_by_length"},
     "trainer bf16+grouped": {"train_sampling_strategy": "group_by_length", "bf16": True},
@@ -139,9 +139,8 @@ def main() -> None:
     for name, found in runs.items():
         middle = {key: sorted(run[key] for run in found)[len(found) // 2] for key in ("train", "evaluate")}
         mean = {key: sum(run[key] for run in found) / len(found) for key in ("accuracy", "macro_f1")}
-        print(
-            f"{name:<28}{middle['train']:>8.0f}{middle['evaluate']:>10.0f}{mean['accuracy']:>10.3f}{mean['macro_f1']:>10.3f}"
-        )
+        speed = f"{middle['train']:>8.0f}{middle['evaluate']:>10.0f}"
+        print(f"{name:<28}{speed}{mean['accuracy']:>10.3f}{mean['macro_f1']:>10.3f}")
     for name in systems[1:]:
         train, evaluate = ratios(runs, name, "train"), ratios(runs, name, "evaluate")
         print(f"finetune / {name:<22} train {train}   evaluate {evaluate}")
