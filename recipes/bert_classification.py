@@ -14,6 +14,7 @@ from finetune import classifier, evaluation, hardware, optim, trainer
 from finetune.config import configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.data.encode import encode
+from finetune.metrics import LOWER_IS_BETTER
 from finetune.report import opening
 from finetune.report.card import model_card
 from finetune.report.results import Conclusion, System, conclude, judge, predicted_rows, run_baselines
@@ -74,7 +75,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
         result = classifier.predict(parts, encoded[name], config.train)
         return judge(splits[name], targets[name], result.probabilities, labels), result.seconds
 
-    progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]))
+    higher_wins = config.train.metric_for_best_model not in LOWER_IS_BETTER
+    progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=higher_wins)
     run.save_model(parts.save)
     judged = {name: scored(name) for name in splits if name != "train"}
     evaluating = judged["test" if "test" in judged else "validation"][1]
