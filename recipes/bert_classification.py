@@ -77,6 +77,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
     higher_wins = config.train.metric_for_best_model not in LOWER_IS_BETTER
     progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=higher_wins)
+    rates = opening.say_costs(run, progress, loop.estimated_seconds)
     run.save_model(parts.save)
     judged = {name: scored(name) for name in splits if name != "train"}
     evaluating = judged["test" if "test" in judged else "validation"][1]
@@ -89,7 +90,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             baselines=beside,
             splits={name: splits[name] for name in judged},
             seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
-            throughput=opening.describe_costs(progress, loop.estimated_seconds),
+            throughput=rates,
             diagnostics=found | {"parameters": parts.parameters, "trained_parameters": trained},
         ),
     )

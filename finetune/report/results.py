@@ -92,11 +92,9 @@ def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
     diagnostics["rows"] = {name: len(split) for name, split in found.splits.items()}
     diagnostics["resolution"] = significance.resolution(len(predictions.ids))
     if found.baselines:
-        other = _strongest(found.baselines).predictions[judged]
-        disagreement = float((predictions.right != other.right).mean())
-        if disagreement:
-            diagnostics["resolution"] = significance.resolution(len(predictions.ids), disagreement)
         strongest = _strongest(found.baselines)
+        disagreement = float((predictions.right != strongest.predictions[judged].right).mean())
+        diagnostics["resolution"] = significance.resolution(len(predictions.ids), disagreement or 0.1)
         results |= _beside(found, strongest, judged)
         _write_predictions(run, f"baseline.{judged}", strongest.predictions[judged], found.splits[judged])
     results["diagnostics"] = diagnostics | diagnosis | dict(found.diagnostics)
