@@ -101,8 +101,8 @@ def check_length(classifier: Classifier, max_length: int) -> None:
     if max_length > classifier.context:
         raise UserError(
             Exit.USAGE,
-            f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} can read; "
-            "give {classifier.context}, and data.on_long=window for longer texts",
+            f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} "
+            f"can read; give max_length={classifier.context}, and data.on_long=window for longer texts",
         )
 
 

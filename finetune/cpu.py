@@ -79,7 +79,8 @@ class _Dropout(torch.autograd.Function):
         kept = keep_mask(input.shape, p)
         context.save_for_backward(kept)
         context.scale = 1 / (1 - p)
-        return torch.ops.aten.native_dropout_backward(input, kept, context.scale)  # input * kept * scale, in one pass
+        result: Tensor = torch.ops.aten.native_dropout_backward(input, kept, context.scale)  # all in one pass
+        return result
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
