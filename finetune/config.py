@@ -54,7 +54,7 @@ class Setting:
 
 def settings(config_class: type) -> list[Setting]:
     """List every leaf of a configuration class, depth first, with dotted paths."""
-    return list(_walk(config_class, ""))
+    return list(_walk(config_class, "", None))
 
 
 def load(config_class: type[T], overrides: list[str], file: Path | None = None) -> tuple[T, list[str]]:
@@ -85,7 +85,9 @@ def load(config_class: type[T], overrides: list[str], file: Path | None = None) 
 def build(config_class: type[T], values: dict[str, Any], origin: dict[str, str]) -> T:
     """Validate dotted values into a configuration; `origin` says for each where it was given."""
     tree: dict[str, Any] = {}
-    for path, value in values.items():
+    # A recipe may give a group its own defaults; they hold where only some of the group's settings are given.
+    of_groups = {setting.path: setting.default for setting in settings(config_class) if "." in setting.path}
+    for path, value in (of_groups | values).items():
         *parents, leaf = path.split(".")
         node = tree
         for parent in parents:
@@ -263,20 +265,22 @@ def _parse_value(text: str, setting: Setting, override: str) -> Any:
         raise UserError(Exit.USAGE, f"{override}: {text!r} is not a YAML value; expected {setting.type_name}") from None
 
 
-def _walk(config_class: type, prefix: str) -> Iterator[Setting]:
+def _walk(config_class: type, prefix: str, group: Any) -> Iterator[Setting]:
+    """Yield the leaves below `prefix`; `group` is the group's default, None where its own class has the say."""
     hints = typing.get_type_hints(config_class, include_extras=True)
     for item in dataclasses.fields(config_class):
         annotation = hints[item.name]
-        if dataclasses.is_dataclass(annotation):
-            yield from _walk(typing.cast(type, annotation), f"{prefix}{item.name}.")
-            continue
         info = item.default if isinstance(item.default, FieldInfo) else None
-        if info is not None:
-            factory = typing.cast("Callable[[], Any] | None", info.default_factory)
-            default = factory() if factory is not None else info.default
-            yield Setting(f"{prefix}{item.name}", annotation, default, info.description or "")
+        if group is not None:
+            default = getattr(group, item.name)
+        elif info is not None and info.default_factory is not None:
+            default = typing.cast("Callable[[], Any]", info.default_factory)()
         else:
-            yield Setting(f"{prefix}{item.name}", annotation, item.default, "")
+            default = item.default if info is None else info.default
+        if dataclasses.is_dataclass(annotation):
+            yield from _walk(typing.cast(type, annotation), f"{prefix}{item.name}.", default)
+        else:
+            yield Setting(f"{prefix}{item.name}", annotation, default, (info.description if info else None) or "")
 
 
 def _leaf_types(annotation: Any) -> Iterator[Any]:
