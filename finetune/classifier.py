@@ -15,7 +15,8 @@ from finetune import cpu, pretrained
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import LabelMap
 from finetune.data.encode import Encoded
-from finetune.errors import Exit, UserError
+from finetune.errors import Exit, UserError, did_you_mean
+from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
 from finetune.trainer import TrainConfig
 
 AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -101,9 +102,18 @@ def check_length(classifier: Classifier, max_length: int) -> None:
     if max_length > classifier.context:
         raise UserError(
             Exit.USAGE,
-            f"max_length={max_length}: {classifier.source.name} can read {classifier.context} tokens; "
-            "give at most that; data.on_long=window reads longer texts",
+            f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} "
+            f"can read; give max_length={classifier.context}, and data.on_long=window for longer texts",
         )
+
+
+def greater_is_better(metric: str) -> bool:
+    """Say whether more of a validation score is better; raises UserError (2) for a score that there is not."""
+    if metric not in DEFINITIONS:
+        known = ", ".join(DEFINITIONS)
+        guess = did_you_mean(metric, DEFINITIONS)
+        raise UserError(Exit.USAGE, f"train.metric_for_best_model={metric}: no such score{guess} (known: {known})")
+    return metric not in LOWER_IS_BETTER
 
 
 def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.ndarray | None = None) -> Examples:

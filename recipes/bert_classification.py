@@ -14,7 +14,6 @@ from finetune import classifier, evaluation, hardware, optim, trainer
 from finetune.config import configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.data.encode import encode
-from finetune.metrics import LOWER_IS_BETTER
 from finetune.report import opening
 from finetune.report.card import model_card
 from finetune.report.results import Conclusion, System, conclude, judge, predicted_rows, run_baselines
@@ -45,6 +44,7 @@ class Config:
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Fine-tune, keep the epoch with the best validation score, and judge it beside the baselines."""
     began = time.perf_counter()
+    upwards = classifier.greater_is_better(config.train.metric_for_best_model)
     splits = read_splits(config.data, seed=config.seed)
     labels = LabelMap.learn(splits["train"], config.data.multi_label)
     targets = {name: labels.encode(split) for name, split in splits.items()}
@@ -75,8 +75,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
         result = classifier.predict(parts, encoded[name], config.train)
         return judge(splits[name], targets[name], result.probabilities, labels), result.seconds
 
-    higher_wins = config.train.metric_for_best_model not in LOWER_IS_BETTER
-    progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=higher_wins)
+    progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=upwards)
     rates = opening.say_costs(run, progress, loop.estimated_seconds)
     run.save_model(parts.save)
     judged = {name: scored(name) for name in splits if name != "train"}
