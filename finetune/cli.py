@@ -98,7 +98,7 @@ def evaluate(
     left_out = f", {found['left_out']} left out (in train)" if drop_leaked else ""
     _print(f"{terminal.count(found['rows'], 'row')}{left_out}; in brackets the 95 % interval")
     for name, value in found["scores"].items():
-        _print(terminal.line(name, " " + terminal.interval(value)).replace(name, name.ljust(12), 1))
+        _print(f"{name:<12} {terminal.interval(value)}")
     return None
 
 
