@@ -15,7 +15,8 @@ from finetune import cpu, pretrained
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import LabelMap
 from finetune.data.encode import Encoded
-from finetune.errors import Exit, UserError
+from finetune.errors import Exit, UserError, did_you_mean
+from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
 from finetune.trainer import TrainConfig
 
 AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -101,9 +102,18 @@ def check_length(classifier: Classifier, max_length: int) -> None:
     if max_length > classifier.context:
         raise UserError(
             Exit.USAGE,
-            f"max_length={max_length}: {classifier.source.name} can read {classifier.context} tokens; "
-            "give at most that; data.on_long=window reads longer texts",
+            f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} "
+            f"can read; give max_length={classifier.context}, and data.on_long=window for longer texts",
         )
+
+
+def greater_is_better(metric: str) -> bool:
+    """Say whether more of a validation score is better; raises UserError (2) for a score that there is not."""
+    if metric not in DEFINITIONS:
+        known = ", ".join(DEFINITIONS)
+        guess = did_you_mean(metric, DEFINITIONS)
+        raise UserError(Exit.USAGE, f"train.metric_for_best_model={metric}: no such score{guess} (known: {known})")
+    return metric not in LOWER_IS_BETTER
 
 
 def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.ndarray | None = None) -> Examples:
@@ -125,7 +135,13 @@ def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.nd
 
 
 def class_weights(targets: np.ndarray, labels: LabelMap) -> Tensor:
-    """Return a weight for each class, inverse to its rows; the mean over the rows of train is 1."""
+    """Return a weight for each class, inverse to its rows; the mean over the rows of train is 1.
+
+    Multi-label: the weight of a label's positive rows, as many as there are negative rows for each of them.
+    """
+    if labels.multi_label:
+        positive = np.maximum(targets.sum(axis=0), 1)
+        return torch.tensor((len(targets) - positive) / positive, dtype=torch.float32)
     counts = np.bincount(targets, minlength=len(labels.names))
     return torch.tensor(len(targets) / (len(labels.names) * np.maximum(counts, 1)), dtype=torch.float32)
 
@@ -138,10 +154,11 @@ def make_loss(labels: LabelMap, smoothing: float, weights: Tensor | None) -> Cal
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
         targets = inputs.pop("labels")
         logits = model(**inputs).logits.float()  # (batch, labels)
+        weight = None if weights is None else weights.to(device)
         if labels.multi_label:
             smoothed = targets * (1 - smoothing) + smoothing / 2
-            return functional.binary_cross_entropy_with_logits(logits, smoothed, reduction="none").mean(dim=1).sum()
-        weight = None if weights is None else weights.to(device)
+            each = functional.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weight, reduction="none")
+            return each.mean(dim=1).sum()
         return functional.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing, reduction="sum")
 
     return loss

@@ -98,7 +98,7 @@ def evaluate(
     left_out = f", {found['left_out']} left out (in train)" if drop_leaked else ""
     _print(f"{terminal.count(found['rows'], 'row')}{left_out}; in brackets the 95 % interval")
     for name, value in found["scores"].items():
-        _print(terminal.line(name, " " + terminal.interval(value)).replace(name, name.ljust(12), 1))
+        _print(f"{name:<12} {terminal.interval(value)}")
     return None
 
 
@@ -299,23 +299,36 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments, prog_name="finetune")
+        code = app(arguments, prog_name="finetune", standalone_mode=False)
+        sys.stdout.flush()  # here, so that a closed pipe is met inside this block
     except (UserError, Interrupted) as error:
         if debug:
             traceback.print_exc()
         _leave(f"error: {error}" if isinstance(error, UserError) else str(error), error.code)
     except KeyboardInterrupt:
         _leave("interrupted", Exit.INTERRUPTED)
-    except BrokenPipeError:  # `finetune ... | head -1`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _reader_has_left()
         sys.exit(Exit.OK)
     except Exception as error:
+        if hasattr(error, "format_message") and hasattr(
+            error, "exit_code"
+        ):  # typer's; the class moves between releases
+            _leave(_usage(error), error.exit_code)
         if debug:
             raise
         log = Path(tempfile.gettempdir()) / f"finetune-crash-{os.getpid()}.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         _leave(f"error: a bug in finetune: {type(error).__name__}: {error}\nthe traceback is in {log}", Exit.BUG)
-    sys.exit(Exit.OK)
+    sys.exit(code or Exit.OK)
+
+
+def _usage(error: Any) -> str:
+    """Return a wrong command line in the form of the other errors; no command at all is answered with the help."""
+    text = str(error.format_message()).rstrip()
+    if "\n" in text or error.ctx is None:
+        return text
+    return f"error: {text[:1].lower()}{text[1:].rstrip('.')}; {error.ctx.command_path} --help"
 
 
 def _leave(message: str, code: int) -> NoReturn:
@@ -347,7 +360,16 @@ def _prediction_line(row: dict[str, Any]) -> str:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    try:
+        sys.stdout.write(text + "\n")
+    except BrokenPipeError:
+        _reader_has_left()
+        raise typer.Exit(Exit.OK) from None
+
+
+def _reader_has_left() -> None:
+    """End quietly where the other side of the pipe has enough: `finetune ... | head -1`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_json(value: Any) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -56,7 +56,7 @@ class Setting:
 
 def settings(config_class: type) -> list[Setting]:
     """List every leaf of a configuration class, depth first, with dotted paths."""
-    return list(_walk(config_class, ""))
+    return list(_walk(config_class, config_class(), ""))
 
 
 def load(config_class: type[T], overrides: list[str], file: Path | None = None) -> tuple[T, list[str]]:
@@ -86,12 +86,12 @@ def load(config_class: type[T], overrides: list[str], file: Path | None = None) 
 
 def build(config_class: type[T], values: dict[str, Any], origin: dict[str, str]) -> T:
     """Validate dotted values into a configuration; `origin` says for each where it was given."""
-    tree: dict[str, Any] = {}
+    tree = to_tree(config_class())  # a recipe may give a part other defaults than the part's own
     for path, value in values.items():
         *parents, leaf = path.split(".")
         node = tree
         for parent in parents:
-            node = node.setdefault(parent, {})
+            node = node[parent]
         node[leaf] = value
     try:
         return TypeAdapter(config_class).validate_python(tree)
@@ -276,20 +276,15 @@ def _parse_value(text: str, setting: Setting, override: str) -> Any:
         raise UserError(Exit.USAGE, f"{override}: {text!r} is not a YAML value; expected {setting.type_name}") from None
 
 
-def _walk(config_class: type, prefix: str) -> Iterator[Setting]:
+def _walk(config_class: type, defaults: Any, prefix: str) -> Iterator[Setting]:
     hints = typing.get_type_hints(config_class, include_extras=True)
     for item in dataclasses.fields(config_class):
-        annotation = hints[item.name]
+        annotation, default = hints[item.name], getattr(defaults, item.name)
         if dataclasses.is_dataclass(annotation):
-            yield from _walk(typing.cast(type, annotation), f"{prefix}{item.name}.")
+            yield from _walk(typing.cast(type, annotation), default, f"{prefix}{item.name}.")
             continue
-        info = item.default if isinstance(item.default, FieldInfo) else None
-        if info is not None:
-            factory = typing.cast("Callable[[], Any] | None", info.default_factory)
-            default = factory() if factory is not None else info.default
-            yield Setting(f"{prefix}{item.name}", annotation, default, info.description or "")
-        else:
-            yield Setting(f"{prefix}{item.name}", annotation, item.default, "")
+        help = item.default.description if isinstance(item.default, FieldInfo) else None
+        yield Setting(f"{prefix}{item.name}", annotation, default, help or "")
 
 
 def _leaf_types(annotation: Any) -> Iterator[Any]:

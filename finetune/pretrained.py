@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
 )
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PROBE_SECONDS = 3.0
+COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"}  # the first position is pad_token_id + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,10 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
 
 def context_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the model can read (512 for BERT, 1,024 for GPT-2)."""
-    return int(min(config.max_position_embeddings, tokenizer.model_max_length))
+    positions = config.max_position_embeddings
+    if config.model_type in COUNT_FROM_PADDING:
+        positions -= config.pad_token_id + 1
+    return int(min(positions, tokenizer.model_max_length))
 
 
 def quiet() -> None:

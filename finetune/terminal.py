@@ -12,7 +12,7 @@ HEAD_WIDTH = 10
 
 def line(head: str, text: str) -> str:
     """Return `text` behind its head word, further lines indented to the same column."""
-    return head.ljust(HEAD_WIDTH) + text.replace("\n", "\n" + " " * HEAD_WIDTH)
+    return f"{head} ".ljust(HEAD_WIDTH) + text.replace("\n", "\n" + " " * HEAD_WIDTH)
 
 
 def say(text: str) -> None:

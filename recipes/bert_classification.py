@@ -44,6 +44,7 @@ class Config:
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Fine-tune, keep the epoch with the best validation score, and judge it beside the baselines."""
     began = time.perf_counter()
+    upwards = classifier.greater_is_better(config.train.metric_for_best_model)
     splits = read_splits(config.data, seed=config.seed)
     labels = LabelMap.learn(splits["train"], config.data.multi_label)
     targets = {name: labels.encode(split) for name, split in splits.items()}
@@ -74,7 +75,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
         result = classifier.predict(parts, encoded[name], config.train)
         return judge(splits[name], targets[name], result.probabilities, labels), result.seconds
 
-    progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]))
+    progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=upwards)
+    rates = opening.say_costs(run, progress, loop.estimated_seconds)
     run.save_model(parts.save)
     judged = {name: scored(name) for name in splits if name != "train"}
     evaluating = judged["test" if "test" in judged else "validation"][1]
@@ -87,7 +89,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             baselines=beside,
             splits={name: splits[name] for name in judged},
             seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
-            throughput=opening.describe_costs(progress, loop.estimated_seconds),
+            throughput=rates,
             diagnostics=found | {"parameters": parts.parameters, "trained_parameters": trained},
         ),
     )

@@ -52,6 +52,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
         name: judge(s, targets[name], model.predict_proba(s.texts(), s.pairs()), labels) for name, s in others.items()
     }
     evaluating = time.perf_counter() - started
+    run.metric({"validation": evaluation.values(judged["validation"])})
     constant = baselines.majority(targets["train"], labels.names, multi_label=labels.multi_label)
     floor = {name: judge(s, targets[name], constant.predict_proba(s.texts()), labels) for name, s in others.items()}
     results = conclude(

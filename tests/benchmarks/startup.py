@@ -52,9 +52,8 @@ def startup_seconds(folder: Path) -> float:
 def main() -> None:
     """Print both figures."""
     seconds = sorted(help_seconds() for _ in range(REPEATS))
-    print(
-        f"finetune --help   {seconds[REPEATS // 2]:.2f} s user CPU, median of {REPEATS} [{seconds[0]:.2f}, {seconds[-1]:.2f}]"
-    )
+    spread = f"[{seconds[0]:.2f}, {seconds[-1]:.2f}]"
+    print(f"finetune --help   {seconds[REPEATS // 2]:.2f} s user CPU, median of {REPEATS} {spread}")
     words = [f"word{number}" for number in range(2_000)]
     draw = random.Random(1)
     with tempfile.TemporaryDirectory() as name:

@@ -126,16 +126,14 @@ def main() -> None:
     from finetune import hardware
 
     systems = ["finetune", *PEERS] if hardware.cpu_has_bf16() else ["finetune", "trainer default", "trainer grouped"]
-    print(
-        f"{hardware.describe(use_cpu=True)}; load {os.getloadavg()[0]:.1f}; {given.epochs} epochs of {files()['train']}"
-    )
+    load = f"load {os.getloadavg()[0]:.1f}"
+    print(f"{hardware.describe(use_cpu=True)}; {load}; {given.epochs} epochs of {Path(files()['train']).name}")
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
     for seed in range(1, given.repeats + 1):
         for name in systems:
             runs[name].append(measure(name, seed, given.epochs))
-    print(
-        f"{'examples/s, median of ' + str(given.repeats):<28}{'train':>8}{'evaluate':>10}{'accuracy':>10}{'macro-F1':>10}"
-    )
+    head = f"examples/s, median of {given.repeats}"
+    print(f"{head:<28}{'train':>8}{'evaluate':>10}{'accuracy':>10}{'macro-F1':>10}")
     for name, found in runs.items():
         middle = {key: sorted(run[key] for run in found)[len(found) // 2] for key in ("train", "evaluate")}
         mean = {key: sum(run[key] for run in found) / len(found) for key in ("accuracy", "macro_f1")}
