@@ -67,7 +67,8 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
             else:
                 _refuse_long(split, row, len(ids), max_length, on_long)
                 if pairs is not None and on_long == "window":
-                    _refuse_full(split, row, len(tokenizer(texts[row], "")["input_ids"]), max_length)
+                    alone = len(tokenizer(texts[row], add_special_tokens=False)["input_ids"])
+                    _refuse_full(split, row, alone + tokenizer.num_special_tokens_to_add(pair=True), max_length)
                 pieces = _fit(tokenizer, texts[row], None if pairs is None else pairs[row], max_length, on_long)
             for piece, piece_types in pieces:
                 examples.append(piece)
