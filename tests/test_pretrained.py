@@ -93,9 +93,9 @@ def test_a_model_in_the_cache_is_used_where_the_hub_is_silent() -> None:
         source = pretrained.locate("someone/something")
     assert source.local_files_only
     assert source.identity == "revision:abc"
-    with cached, asked(AssertionError("the Hub was asked offline")):
-        with mock.patch.object(pretrained.constants, "HF_HUB_OFFLINE", True):
-            assert pretrained.locate("someone/something") == source
+    offline = mock.patch.object(pretrained.constants, "HF_HUB_OFFLINE", True)
+    with cached, offline, asked(AssertionError("the Hub was asked offline")):
+        assert pretrained.locate("someone/something") == source
 
 
 def test_minilm_says_how_to_install_it_and_refuses_other_weights(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -65,7 +64,7 @@ def multi_label_rows(count: int, seed: int) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def byte_level() -> Any:
     """Return a byte-level BPE tokenizer trained on the toy rows, as GPT-2 and RoBERTa have one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -78,7 +77,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([text for _, text, _ in toy_rows(60)], trainer)
-    yield tokenizer
+    return tokenizer
 
 
 def gpt2_folder(folder: Path, tokenizer: Any) -> Path:
@@ -258,7 +257,9 @@ def test_dry_run_prints_an_estimate_and_leaves_nothing(tiny_model: Path, tmp_pat
         "--dry-run", "--json",
     )  # fmt: skip
     assert sorted(tmp_path.iterdir()) == before
-    assert re.search(r"would +train 12 updates of 8 texts .* memory about .*\n.* of training on this machine", outcome.err)
+    assert re.search(
+        r"would +train 12 updates of 8 texts .* memory about .*\n.* of training on this machine", outcome.err
+    )
     estimate = outcome.json
     assert estimate["updates"] == 12
     assert 0 < estimate["seconds"]["low"] < estimate["seconds"]["high"]
@@ -328,9 +329,7 @@ def test_pairs_of_texts_are_read_predicted_and_kept(tiny_model: Path, tmp_path: 
     "setting",
     ["class_weights=balanced", "label_smoothing_factor=0.2", "layerwise_lr_decay=0.5", "frozen_layers=1", "seed=2"],
 )
-def test_a_setting_changes_the_trained_weights(
-    trained: Path, tiny_model: Path, tmp_path: Path, setting: str
-) -> None:
+def test_a_setting_changes_the_trained_weights(trained: Path, tiny_model: Path, tmp_path: Path, setting: str) -> None:
     rows = [row for number, row in enumerate(toy_rows(48, 0)) if number % 3 or number < 9]  # unequal classes
     files = [f"data.train={write_csv(tmp_path / 'uneven.csv', rows)}", *toy_files(tmp_path)[1:]]
     plain = train_with(tiny_model, tmp_path / "plain", files=files)
@@ -503,7 +502,7 @@ def test_evaluate_can_leave_out_texts_that_stand_in_train(trained: Path, tmp_pat
 
 
 def test_predict_gives_the_same_from_file_and_stdin_in_order(trained: Path, tmp_path: Path) -> None:
-    texts = ["NA", "001", "null", "my card, \"charged\"", "été 日本", *(text for _, text, _ in toy_rows(40, 7))]
+    texts = ["NA", "001", "null", 'my card, "charged"', "été 日本", *(text for _, text, _ in toy_rows(40, 7))]
     unlabelled = write_csv(tmp_path / "new.csv", [(text,) for text in texts], ("text",))
     for name in ("one.jsonl", "two.jsonl"):
         assert done("predict", trained, "--input", unlabelled, "--output", tmp_path / name).out == ""
@@ -566,7 +565,9 @@ def test_two_seeds_of_one_recipe_show_no_difference(trained: Path, tiny_model: P
     assert f"no difference shown between {trained} and {other}: " in done("compare", trained, other).out
 
 
-def test_three_runs_are_compared_pair_by_pair_with_wider_intervals(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_three_runs_are_compared_pair_by_pair_with_wider_intervals(
+    trained: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     runs = [trained, *(train_with(tiny_model, tmp_path / str(seed), f"seed={seed}") for seed in (2, 3))]
     found = done("compare", *runs, "--json").json
     assert [part["runs"] for part in found] == [
@@ -577,12 +578,14 @@ def test_three_runs_are_compared_pair_by_pair_with_wider_intervals(trained: Path
 def test_a_recipe_is_a_function_in_python_too(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
     from finetune.data.columns import DataConfig, from_lines
 
-    files = dict(setting.removeprefix("data.").split("=", 1) for setting in toy_files(tmp_path))
+    train, validation, test = (setting.split("=", 1)[1] for setting in toy_files(tmp_path))
     loop = TrainConfig(
         learning_rate=3e-3, num_train_epochs=2, per_device_train_batch_size=8, mixed_precision="no",
         metric_for_best_model="macro_f1",
     )  # fmt: skip
-    config = recipe.Config(model=str(tiny_model), data=DataConfig(**files), max_length=32, train=loop)
+    config = recipe.Config(
+        model=str(tiny_model), data=DataConfig(train=train, validation=validation, test=test), max_length=32, train=loop
+    )
     with Run(tmp_path / "run", quiet=True) as run:
         results = recipe.train(config, run)
     assert results["scores"] == results_of(trained)["scores"]

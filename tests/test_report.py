@@ -49,8 +49,14 @@ def judged(results: dict[str, Any], difference: float, low: float, high: float, 
 
 CASES = [
     (0.023, 0.013, 0.034, "better", "BERT is better than TF-IDF: +2.3 points of accuracy [1.3, 3.4], "),
-    (-0.023, -0.034, -0.013, "worse", "BERT is worse than TF-IDF: keep the baseline: -2.3 points of accuracy [-3.4, -1.3], "),
-    (0.001, -0.01, 0.012, "no difference shown", "no difference shown between BERT and TF-IDF: +0.1 points of accuracy [-1.0, 1.2], "),
+    (
+        -0.023, -0.034, -0.013, "worse",
+        "BERT is worse than TF-IDF: keep the baseline: -2.3 points of accuracy [-3.4, -1.3], ",
+    ),
+    (
+        0.001, -0.01, 0.012, "no difference shown",
+        "no difference shown between BERT and TF-IDF: +0.1 points of accuracy [-1.0, 1.2], ",
+    ),
 ]  # fmt: skip
 
 
@@ -84,7 +90,8 @@ def test_a_comparison_of_two_runs_has_the_same_forms() -> None:
         "rows": 100, "disagreements": [], "verdict": "better",
     }  # fmt: skip
     assert comparison_lines(found) == [
-        "verdict   a is better than b: +10.0 points of accuracy [5.0, 15.0], p < 0.001 (exact McNemar, 100 paired texts)."
+        "verdict   a is better than b: +10.0 points of accuracy [5.0, 15.0], "
+        "p < 0.001 (exact McNemar, 100 paired texts)."
     ]
     assert comparison_lines(found | {"verdict": "worse"})[0].startswith("verdict   a is worse than b: ")
     none = comparison_lines(found | {"verdict": "no difference shown"})[0]
@@ -155,7 +162,17 @@ class Tags(html.parser.HTMLParser):
         self.found.append(tag)
 
 
-ODD = ["a|b", "one ` tick <b>", "<script>alert(1)</script>", "`code`", "*bold* _it_", "[x](http://evil)", "# head", "---", "tab\tand \\"]
+ODD = [
+    "a|b",
+    "one ` tick <b>",
+    "<script>alert(1)</script>",
+    "`code`",
+    "*bold* _it_",
+    "[x](http://evil)",
+    "# head",
+    "---",
+    "tab\tand \\",
+]
 
 
 def test_odd_labels_texts_and_names_do_not_break_card_or_terminal(tiny_model: Path, tmp_path: Path) -> None:
@@ -195,9 +212,7 @@ def test_the_hardest_pair_stands_as_code_on_the_card(results: dict[str, Any], tr
     assert "<img" not in outside_code(card)
 
 
-def test_no_secret_reaches_a_file(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_secret_reaches_a_file(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     folder = tmp_path / SECRET  # whoever puts a token into a command
     folder.mkdir()
