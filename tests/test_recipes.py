@@ -189,7 +189,11 @@ def test_results_hold_the_contract(trained: Path) -> None:
     results = results_of(trained)
     assert results["recipe"] == "bert_classification"
     assert set(results["scores"]) == {"validation", "test"}
+    assert results["diagnostics"]["judged_on"] == "test"
     assert results["comparison"]["metric"] == "accuracy"
+    sides = (results["scores"]["test"], results["baseline"]["scores"]["test"])
+    one, other = (side["accuracy"]["value"] for side in sides)
+    assert results["comparison"]["difference"] == pytest.approx(one - other)
     assert [part["name"] for part in results["baselines"]][1] == "majority class"
     rows = read_jsonl(trained / "predictions" / "test.jsonl")
     assert [row["id"] for row in rows] == [identity for identity, _, _ in toy_rows(24, 2)]
@@ -319,7 +323,12 @@ def test_pairs_of_texts_are_read_predicted_and_kept(tiny_model: Path, tmp_path: 
     assert [row["text_pair"] for row in stored] == [row[2] for row in rows[:20]]
     again = done("predict", run, "--input", tmp_path / "test.csv", "--json").json
     assert [row["probabilities"] for row in again] == [row["probabilities"] for row in stored]
-    # The second text matters, with its token types: another one gives other probabilities.
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    with torch.inference_mode():
+        inputs = tokenizer(rows[0][1], rows[0][2], return_tensors="pt")  # with the token types of the second text
+        wanted = model(**inputs).logits.softmax(-1)[0].tolist()
+    assert list(again[0]["probabilities"].values()) == pytest.approx(wanted, abs=2e-6)
     swapped = [(identity, text, "the password now", label) for identity, text, _, label in rows[:20]]
     other = done("predict", run, "--input", write_csv(tmp_path / "swapped.csv", swapped, header), "--json").json
     assert [row["probabilities"] for row in other] != [row["probabilities"] for row in again]
@@ -439,7 +448,7 @@ def test_the_seed_and_nothing_else_decides_the_weights(trained: Path, tiny_model
 
 
 def test_seeds_are_trained_one_by_one_and_combined(tiny_model: Path, tmp_path: Path) -> None:
-    run = train_with(tiny_model, tmp_path, "seeds=[1,2]")
+    run = train_with(tiny_model, tmp_path, "seeds=[1,2]", "train.learning_rate=1e-2", "train.num_train_epochs=6")
     names = {path.name for path in run.iterdir()}
     files = {"README.md", "config.yaml", "environment.json", "metrics.jsonl", "results.json", "train.log"}
     assert names == files | {"seed-1", "seed-2"}
@@ -452,6 +461,9 @@ def test_seeds_are_trained_one_by_one_and_combined(tiny_model: Path, tmp_path: P
     assert results["seconds"]["train"] == pytest.approx(sum(part["seconds"]["train"] for part in parts))
     assert set(results["seeds"]) == {"1", "2"}
     best = results["diagnostics"]["best_seed_on_validation"]
+    validation = [part["scores"]["validation"]["macro_f1"]["value"] for part in parts]
+    assert validation[0] != validation[1]
+    assert best == 1 + int(np.argmax(validation))
     assert done("predict", run, "--json", stdin="my card\n").json == (
         done("predict", run / f"seed-{best}", "--json", stdin="my card\n").json
     )
@@ -473,6 +485,12 @@ def test_the_baseline_is_fitted_once_until_the_data_change(
         write_csv(tmp_path / "train.csv", toy_rows(45, 0))
         train_with(tiny_model, tmp_path / "three", files=files)
         assert fitted.call_count == 2
+        relabelled = [
+            (identity, text, "account" if label == "payment" else label) for identity, text, label in toy_rows(45)
+        ]
+        write_csv(tmp_path / "train.csv", [*relabelled[:-1], (relabelled[-1][0], relabelled[-1][1], "payment")])
+        train_with(tiny_model, tmp_path / "four", files=files)
+        assert fitted.call_count == 3
 
 
 # The commands that use a run
