@@ -403,7 +403,7 @@ TABLE: list[tuple[Callable[[Place], Arguments], int, list[str]]] = [
     (config_with_a_fault, 2, ["bad.yaml:3: seed is given twice"]),
     (resume_with_another_setting, 2, ["max_length: 32 -> 30", "seed: 1 -> 2"]),
     (resume_with_other_data, 2, ["the data has changed since the run began", "train.csv"]),
-    (compare_other_rows, 65, ["id"]),
+    (compare_other_rows, 65, ["only one of the two systems has a prediction for id", "the same file"]),
     (compare_one, 2, ["give two runs or more"]),
     (compare_same, 2, ["a run is given twice"]),
     (compare_unfinished, 66, ["half has no results.json", "--resume"]),
