@@ -531,7 +531,8 @@ def _cache_key(
 def _read_cache(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> BaselinePredictions | None:
     try:
         side = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
-        with np.load(folder / "probabilities.npz", allow_pickle=False) as arrays:
+        # opened here, because numpy leaves a truncated file open that it opened itself
+        with open(folder / "probabilities.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
             probabilities = {name: arrays[f"file_{i}"] for i, name in enumerate(shapes)}
         found = BaselinePredictions(str(side["name"]), float(side["seconds"]), probabilities, cached=True)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):

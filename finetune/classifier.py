@@ -135,7 +135,13 @@ def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.nd
 
 
 def class_weights(targets: np.ndarray, labels: LabelMap) -> Tensor:
-    """Return a weight for each class, inverse to its rows; the mean over the rows of train is 1."""
+    """Return a weight for each class, inverse to its rows; the mean over the rows of train is 1.
+
+    Multi-label: the weight of a label's positive rows, as many as there are negative rows for each of them.
+    """
+    if labels.multi_label:
+        positive = np.maximum(targets.sum(axis=0), 1)
+        return torch.tensor((len(targets) - positive) / positive, dtype=torch.float32)
     counts = np.bincount(targets, minlength=len(labels.names))
     return torch.tensor(len(targets) / (len(labels.names) * np.maximum(counts, 1)), dtype=torch.float32)
 
@@ -148,10 +154,11 @@ def make_loss(labels: LabelMap, smoothing: float, weights: Tensor | None) -> Cal
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
         targets = inputs.pop("labels")
         logits = model(**inputs).logits.float()  # (batch, labels)
+        weight = None if weights is None else weights.to(device)
         if labels.multi_label:
             smoothed = targets * (1 - smoothing) + smoothing / 2
-            return functional.binary_cross_entropy_with_logits(logits, smoothed, reduction="none").mean(dim=1).sum()
-        weight = None if weights is None else weights.to(device)
+            each = functional.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weight, reduction="none")
+            return each.mean(dim=1).sum()
         return functional.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing, reduction="sum")
 
     return loss

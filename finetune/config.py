@@ -1,10 +1,11 @@
 """Strict configuration: a tree of typed classes, filled from defaults, then a YAML file, then KEY=VALUE arguments."""
 
+import contextlib
 import dataclasses
 import io
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -20,6 +21,7 @@ from finetune.errors import Exit, UserError, nearest
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_DEPTH = 50
+PLAIN_TAGS = {"map", "seq", "str", "timestamp", "int", "float", "bool", "null", "merge", "value"}
 T = TypeVar("T")
 
 
@@ -54,7 +56,7 @@ class Setting:
 
 def settings(config_class: type) -> list[Setting]:
     """List every leaf of a configuration class, depth first, with dotted paths."""
-    return list(_walk(config_class, "", None))
+    return list(_walk(config_class, config_class(), ""))
 
 
 def load(config_class: type[T], overrides: list[str], file: Path | None = None) -> tuple[T, list[str]]:
@@ -84,14 +86,12 @@ def load(config_class: type[T], overrides: list[str], file: Path | None = None) 
 
 def build(config_class: type[T], values: dict[str, Any], origin: dict[str, str]) -> T:
     """Validate dotted values into a configuration; `origin` says for each where it was given."""
-    tree: dict[str, Any] = {}
-    # A recipe may give a group its own defaults; they hold where only some of the group's settings are given.
-    of_groups = {setting.path: setting.default for setting in settings(config_class) if "." in setting.path}
-    for path, value in (of_groups | values).items():
+    tree = to_tree(config_class())  # a recipe may give a part other defaults than the part's own
+    for path, value in values.items():
         *parents, leaf = path.split(".")
         node = tree
         for parent in parents:
-            node = node.setdefault(parent, {})
+            node = node[parent]
         node[leaf] = value
     try:
         return TypeAdapter(config_class).validate_python(tree)
@@ -132,6 +132,7 @@ def to_yaml(tree: dict[str, Any]) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.allow_unicode = "\\x85" not in repr(tree)  # ruamel writes this one raw, and reads it back as a space
     stream = io.StringIO()
     yaml.dump(tree, stream)
     return stream.getvalue()
@@ -163,11 +164,12 @@ def read_yaml(file: Path, known: set[str] | None = None) -> dict[str, tuple[Any,
     A nested mapping is opened only where `known` has settings below it (all of them where `known` is None).
     """
     node = _compose(file)
-    if node is None:
+    if node is None or (isinstance(node, ScalarNode) and node.value == ""):  # nothing, or only a `---`
         return {}
     if not isinstance(node, MappingNode):
         raise UserError(Exit.USAGE, f"{file}:1: expected `key: value` lines")
     found: dict[str, tuple[Any, int]] = {}
+    _refuse_extras(file, node)
     _collect(file, node, "", known, found)
     return found
 
@@ -221,17 +223,16 @@ def _collect(
         if isinstance(value_node, MappingNode) and opens:
             if prefix.count(".") > MAX_YAML_DEPTH:
                 raise UserError(Exit.USAGE, f"{file}:{line}: nested too deeply")
+            _refuse_extras(file, value_node)
             _collect(file, value_node, f"{path}.", known, found)
         else:
             found[path] = (_plain(file, value_node, 0), line)
 
 
 def _plain(file: Path, node: Node, depth: int) -> Any:
-    line = node.start_mark.line + 1
-    if node.anchor is not None:
-        raise UserError(Exit.USAGE, f"{file}:{line}: anchors and aliases are not accepted; write the value out")
+    _refuse_extras(file, node)
     if depth > MAX_YAML_DEPTH:
-        raise UserError(Exit.USAGE, f"{file}:{line}: nested too deeply")
+        raise UserError(Exit.USAGE, f"{file}:{node.start_mark.line + 1}: nested too deeply")
     if isinstance(node, SequenceNode):
         return [_plain(file, item, depth + 1) for item in node.value]
     if isinstance(node, MappingNode):
@@ -239,15 +240,25 @@ def _plain(file: Path, node: Node, depth: int) -> Any:
     return _scalar(file, node)
 
 
+def _refuse_extras(file: Path, node: Node) -> None:
+    """Refuse anchors, which can make a small file endless, and tags, which name types of a program."""
+    where = f"{file}:{node.start_mark.line + 1}"
+    if node.anchor is not None:
+        raise UserError(Exit.USAGE, f"{where}: anchors and aliases are not accepted; write the value out")
+    if str(node.tag).removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
+        raise UserError(Exit.USAGE, f"{where}: tag {node.tag} is not accepted; write a plain value")
+
+
 def _scalar(file: Path, node: Node) -> Any:
     kind = str(node.tag).rsplit(":", 1)[-1]
     if kind in {"str", "timestamp"}:  # a date stays the text that was written
         return node.value
-    if kind in {"int", "float", "bool", "null"}:
-        return _safe_yaml().load(node.value) if kind != "null" else None
-    raise UserError(
-        Exit.USAGE, f"{file}:{node.start_mark.line + 1}: tag {node.tag} is not accepted; write a plain value"
-    )
+    if kind == "null":
+        return None
+    if kind in {"int", "float", "bool"}:
+        with contextlib.suppress(Exception):  # ruamel's constructors raise anything, e.g. for `!!int x`
+            return _safe_yaml().load(node.value)
+    raise UserError(Exit.USAGE, f"{file}:{node.start_mark.line + 1}: {node.value} is not accepted; put it in quotes")
 
 
 def _parse_value(text: str, setting: Setting, override: str) -> Any:
@@ -261,26 +272,19 @@ def _parse_value(text: str, setting: Setting, override: str) -> Any:
     try:
         yaml = YAML(typ="base" if str in kinds else "safe", pure=True)  # base: every scalar stays text
         return yaml.load(text)
-    except (YAMLError, ValueError):
+    except Exception:  # ruamel's constructors raise whatever a malformed scalar makes them raise
         raise UserError(Exit.USAGE, f"{override}: {text!r} is not a YAML value; expected {setting.type_name}") from None
 
 
-def _walk(config_class: type, prefix: str, group: Any) -> Iterator[Setting]:
-    """Yield the leaves below `prefix`; `group` is the group's default, None where its own class has the say."""
+def _walk(config_class: type, defaults: Any, prefix: str) -> Iterator[Setting]:
     hints = typing.get_type_hints(config_class, include_extras=True)
     for item in dataclasses.fields(config_class):
-        annotation = hints[item.name]
-        info = item.default if isinstance(item.default, FieldInfo) else None
-        if group is not None:
-            default = getattr(group, item.name)
-        elif info is not None and info.default_factory is not None:
-            default = typing.cast("Callable[[], Any]", info.default_factory)()
-        else:
-            default = item.default if info is None else info.default
+        annotation, default = hints[item.name], getattr(defaults, item.name)
         if dataclasses.is_dataclass(annotation):
-            yield from _walk(typing.cast(type, annotation), f"{prefix}{item.name}.", default)
-        else:
-            yield Setting(f"{prefix}{item.name}", annotation, default, (info.description if info else None) or "")
+            yield from _walk(typing.cast(type, annotation), default, f"{prefix}{item.name}.")
+            continue
+        help = item.default.description if isinstance(item.default, FieldInfo) else None
+        yield Setting(f"{prefix}{item.name}", annotation, default, help or "")
 
 
 def _leaf_types(annotation: Any) -> Iterator[Any]:

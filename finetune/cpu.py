@@ -79,7 +79,7 @@ class _Dropout(torch.autograd.Function):
         kept = keep_mask(input.shape, p)
         context.save_for_backward(kept)
         context.scale = 1 / (1 - p)
-        result: Tensor = torch.ops.aten.native_dropout_backward(input, kept, context.scale)  # all in one pass
+        result: Tensor = torch.ops.aten.native_dropout_backward(input, kept, context.scale)  # input * kept * scale
         return result
 
     @staticmethod

@@ -146,6 +146,8 @@ class Run:
 
     def metric(self, record: Mapping[str, Any]) -> None:
         """Append one record to metrics.jsonl; a number that is not finite is written as text."""
+        if self._log is not None:  # not started, as in a dry run: there is no folder
+            return
         self._append("metrics.jsonl", _json(record).decode())
 
     def rewind_metrics(self, step: int) -> None:
@@ -153,8 +155,8 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+        kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
+        write_atomic(path, b"".join(line + b"\n" for line in kept))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
@@ -210,6 +212,12 @@ class Run:
     # Inside
 
     def _check_free(self) -> None:
+        try:
+            os.lstat(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+            raise self._cannot_make(error) from None
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(Exit.OUTPUT_TAKEN, f"output_dir={self.folder} is a file; give another folder")
         if self.folder.is_dir():
@@ -222,10 +230,13 @@ class Run:
                     "give another folder, --resume to go on, or --overwrite to replace the run",
                 )
         parent = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
-        if not os.access(parent, os.W_OK):
-            raise UserError(
-                Exit.IO_FAILED, f"output_dir={self.folder}: {parent} cannot be written to; give another folder"
-            )
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            what = "cannot be written to" if parent.is_dir() else "is not a folder"
+            raise UserError(Exit.IO_FAILED, f"output_dir={self.folder}: {parent} {what}; give another folder")
+
+    def _cannot_make(self, error: OSError | ValueError) -> UserError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return UserError(Exit.IO_FAILED, f"output_dir={str(self.folder)!r:.200}: {reason}; give another folder")
 
     def _check_holder(self) -> None:
         lock = self.folder / ".lock"
@@ -253,9 +264,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                Exit.IO_FAILED, f"output_dir={self.folder}: {error.strerror}; give another folder"
-            ) from None
+            raise self._cannot_make(error) from None
         self.folder = self.folder.absolute() if missing else self.folder
         self._created = list(reversed(missing))
 
@@ -370,7 +379,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _step_of(text: str) -> int:
+def _step_of(text: bytes) -> int:
     try:
         return int(json.loads(text)["step"])
     except (ValueError, KeyError, TypeError):

@@ -24,6 +24,7 @@ from finetune.errors import Exit, Interrupted, UserError
 from finetune.run import Run
 
 SECONDS_BETWEEN_SAVES = 60.0
+UPDATES_OF_AN_ESTIMATE = 6
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 LossFunction = Callable[[nn.Module, Batch], Tensor]
@@ -117,6 +118,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.progress = Progress()
         self.estimated_seconds: float | None = None
+        self._after_first: tuple[int, float] | None = None
         self._signal: Exit | None = None
         self._saved_at = time.monotonic()
 
@@ -137,6 +139,7 @@ class Trainer:
                 self._update(step, update, examples)
                 scheduler.step()
                 self._count(step + 1, examples, update, time.perf_counter() - started)
+                self._estimate_rest(plan, examples)
                 self._tell(bar, task, plan, epoch)
                 self._log(epoch, float(scheduler.get_last_lr()[0]))
                 if self._evaluation_due(plan):
@@ -258,12 +261,22 @@ class Trainer:
         self.run.updated = True
 
     def _tell(self, bar: Any, task: Any, plan: list[tuple[int, np.ndarray]], epoch: int) -> None:
-        done, seconds = self.progress.step, self.progress.seconds
-        if self.estimated_seconds is None and done == 5:
-            self.estimated_seconds = seconds / done * len(plan)
-        rate = self.progress.items / seconds
-        note = f"loss {self.progress.window[-1][0] / self.progress.window[-1][1]:.3f} · {rate:.0f} items/s"
-        bar.update(task, completed=done, description=f"epoch {epoch + 1}/{plan[-1][0] + 1}", note=note)
+        progress = self.progress
+        loss, items, _ = progress.window[-1]
+        rates = f"{progress.items / progress.seconds:.0f} items/s · {progress.tokens / progress.seconds:,.0f} tokens/s"
+        where = f"epoch {epoch + 1}/{plan[-1][0] + 1}"
+        bar.update(task, completed=progress.step, description=where, note=f"loss {loss / items:.3f} · {rates}")
+
+    def _estimate_rest(self, plan: list[tuple[int, np.ndarray]], examples: Examples) -> None:
+        """Extrapolate the seconds of the run from its first updates (the very first warms up), by tokens."""
+        progress = self.progress
+        if progress.step == 1:
+            self._after_first = (progress.tokens, progress.seconds)
+        elif progress.step == UPDATES_OF_AN_ESTIMATE and self._after_first is not None:
+            tokens, seconds = self._after_first
+            total = sum(int(examples.lengths[update].sum()) for _, update in plan)
+            rate = (progress.tokens - tokens) / (progress.seconds - seconds)
+            self.estimated_seconds = seconds + (total - tokens) / rate
 
     def _log(self, epoch: int, learning_rate: float) -> None:
         if self.progress.step % self.config.logging_steps:

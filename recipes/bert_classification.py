@@ -76,6 +76,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
         return judge(splits[name], targets[name], result.probabilities, labels), result.seconds
 
     progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=upwards)
+    rates = opening.say_costs(run, progress, loop.estimated_seconds)
     run.save_model(parts.save)
     judged = {name: scored(name) for name in splits if name != "train"}
     evaluating = judged["test" if "test" in judged else "validation"][1]
@@ -88,7 +89,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             baselines=beside,
             splits={name: splits[name] for name in judged},
             seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
-            throughput=opening.describe_costs(progress, loop.estimated_seconds),
+            throughput=rates,
             diagnostics=found | {"parameters": parts.parameters, "trained_parameters": trained},
         ),
     )

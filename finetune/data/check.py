@@ -375,7 +375,7 @@ def _lengths(split: Split, tokenizer: Any, max_length: int, seed: int) -> list[F
         return [
             Finding("failure", "tokens", what + told, "are its files missing? Give a folder that has tokenizer.json")
         ]
-    middle, most = (int(value) for value in np.quantile(lengths, [0.5, 0.95], method="higher"))
+    middle, most, nearly_all = (int(value) for value in np.quantile(lengths, [0.5, 0.95, 0.99], method="higher"))
     cut = int((lengths > max_length).sum())
     message = (
         f"{split.name}: {middle:,} tokens a text (95 %: {most:,}, longest: {int(lengths.max()):,}) · "
@@ -383,8 +383,9 @@ def _lengths(split: Split, tokenizer: Any, max_length: int, seed: int) -> list[F
     )
     findings = [Finding("good", "lengths", message)]
     if cut > 0.01 * len(rows):
-        enough = min(512, 2 ** math.ceil(math.log2(most)))
-        findings = [Finding("warning", "lengths", message, f"give max_length={enough} or data.on_long=window")]
+        enough = 2 ** math.ceil(math.log2(nearly_all))
+        longer = f"max_length={enough} or " if max_length < enough <= 512 else ""  # BERT reads 512 tokens at most
+        findings = [Finding("warning", "lengths", message, f"give {longer}data.on_long=window")]
     if unknown > 0.01 * tokens:
         message = f"{split.name}: {_share(unknown, tokens)} of the tokens are unknown to the tokenizer{told}"
         findings.append(Finding("warning", "tokens", message, "take a model made for this language or script"))

@@ -412,7 +412,7 @@ def _stratified(groups: list[str], share: float, seed: int) -> np.ndarray:
     counts = np.bincount(codes)
     generator = np.random.default_rng(seed)
     quota = counts * share
-    given = np.minimum(np.floor(quota), counts - 1).astype(np.int64)
+    given = np.floor(quota).astype(np.int64)  # below counts, because share is below 1
     room = counts - 1 - given
     wanted = max(1, round(len(groups) * share)) - int(given.sum())
     ranked = np.lexsort((generator.random(len(counts)), -(quota - given)))

@@ -104,12 +104,17 @@ def say_estimate(run: Run, estimate: Estimate, config: TrainConfig, parameters: 
     }
 
 
-def describe_costs(progress: Progress, estimated: float | None) -> dict[str, float]:
-    """Return the throughput figures of a run, the estimate beside the truth."""
+def say_costs(run: Run, progress: Progress, estimated: float | None) -> dict[str, float]:
+    """Tell what training took, the estimate of its first updates beside it, and return the figures."""
     figures = {
         "train_examples_per_second": progress.items / max(progress.seconds, 1e-9),
         "train_tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
     }
+    guess = f" (estimated {duration(estimated)} after the first updates)" if estimated is not None else ""
+    rates = " · ".join(
+        f"{value:,.0f} {unit}" for value, unit in zip(figures.values(), ("texts/s", "tokens/s"), strict=True)
+    )
+    run.say("trained", f"{count(progress.step, 'update')} in {duration(progress.seconds)}{guess} · {rates}")
     return figures if estimated is None else figures | {"estimated_train_seconds": estimated}
 
 

@@ -93,6 +93,8 @@ def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
     diagnostics["resolution"] = significance.resolution(len(predictions.ids))
     if found.baselines:
         strongest = _strongest(found.baselines)
+        disagreement = float((predictions.right != strongest.predictions[judged].right).mean())
+        diagnostics["resolution"] = significance.resolution(len(predictions.ids), disagreement or 0.1)
         results |= _beside(found, strongest, judged)
         _write_predictions(run, f"baseline.{judged}", strongest.predictions[judged], found.splits[judged])
     results["diagnostics"] = diagnostics | diagnosis | dict(found.diagnostics)
