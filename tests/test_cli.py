@@ -274,7 +274,7 @@ def test_a_process_of_its_own_prints_no_library_noise_and_no_colour(tiny_model: 
     for noise in LIBRARY_NOISE:
         assert noise not in outcome.stderr, outcome.stderr
     heads = {line[:10].strip() for line in outcome.stderr.splitlines()}
-    assert heads <= {"", "data", "model", "baseline", "epoch 1", "epoch 2"}, outcome.stderr
+    assert heads <= {"", "data", "model", "baseline", "epoch 1", "epoch 2", "trained"}, outcome.stderr
     stored = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert stored["command"].startswith("finetune train bert_classification data.train=")
 
