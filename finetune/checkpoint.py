@@ -69,14 +69,20 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for leftover in folder.glob(".tmp-*"):
         shutil.rmtree(leftover)
     warnings: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for step, path in sorted(saved(folder).items(), reverse=True):
         fault = verify(path)
         if fault is None:
-            return Checkpoint(path, int(path.name.removeprefix("step-"))), warnings
+            return Checkpoint(path, step), warnings
         warnings.append(f"{path.name} is damaged ({fault})")
     if warnings:
         raise UserError(Exit.IO_FAILED, f"no checkpoint in {folder} is whole: {'; '.join(warnings)}")
     return None, []
+
+
+def saved(folder: Path) -> dict[int, Path]:
+    """Return the folder of each step that has one, whole or damaged."""
+    numbers = {path: path.name.removeprefix("step-") for path in folder.glob("step-*")}
+    return {int(number): path for path, number in numbers.items() if number.isdecimal()}
 
 
 def verify(folder: Path) -> str | None:
@@ -96,8 +102,8 @@ def verify(folder: Path) -> str | None:
 
 def prune(folder: Path, keep: set[int]) -> None:
     """Delete the checkpoints of other steps than `keep`; called only after a newer one is on disk."""
-    for path in sorted(folder.glob("step-*")):
-        if int(path.name.removeprefix("step-")) not in keep:
+    for step, path in sorted(saved(folder).items()):
+        if step not in keep:
             doomed = path.with_name(f".tmp-{path.name}")  # a kill in mid-delete must not leave half a checkpoint
             path.rename(doomed)
             shutil.rmtree(doomed)

@@ -310,7 +310,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        full = number in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT} or re.search(r"os error 2[78]", str(error))
+        full = number in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT} or re.search(r"os error 2[78]\b", str(error))
         if full:
             free = terminal.size(shutil.disk_usage(folder).free)
             message = f"disk full while writing to {folder}: {free} free; make room, then repeat with --resume"

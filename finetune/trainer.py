@@ -133,7 +133,8 @@ class Trainer:
         self.model.train()
         with self._signals(), terminal.progress() as bar:
             task = bar.add_task("", total=len(plan), completed=self.progress.step, note="")
-            for step in range(self.progress.step, len(plan)):
+            ended = self._patience_lost()  # a run that had stopped early and is resumed
+            for step in range(self.progress.step, self.progress.step if ended else len(plan)):
                 started = time.perf_counter()
                 epoch, update = plan[step]
                 self._update(step, update, examples)
@@ -330,7 +331,8 @@ class Trainer:
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             checkpoint.save(self.run.checkpoints, self.progress.step, tensors, state)
-            steps = sorted(int(path.name.removeprefix("step-")) for path in self.run.checkpoints.glob("step-*"))
+            # A later step is a damaged one that was skipped on resume: it goes, and pushes no good one out.
+            steps = sorted(step for step in checkpoint.saved(self.run.checkpoints) if step <= self.progress.step)
             checkpoint.prune(self.run.checkpoints, {self.progress.best_step, *steps[-self.config.save_total_limit :]})
         self.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
@@ -360,6 +362,9 @@ class Trainer:
         if self.progress.best_step in {0, self.progress.step}:
             return
         best = self.run.checkpoints / f"step-{self.progress.best_step:06d}"
+        fault = checkpoint.verify(best)
+        if fault is not None:
+            raise UserError(Exit.IO_FAILED, f"{best} is damaged ({fault}): the best weights are lost; train again")
         _load_tensors(self.unwrapped(), checkpoint.Checkpoint(best, self.progress.best_step).tensors("model"))
 
     # Helpers

@@ -130,6 +130,13 @@ def test_every_recipe_is_in_the_dict_and_the_other_way_round() -> None:
     assert named == {path.stem for path in ROOT.glob("recipes/*.py")} - {"__init__"}
 
 
+def test_no_source_holds_an_invisible_character() -> None:
+    allowed = {"\n", " "}
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert {char for char in text if not char.isprintable()} <= allowed, path
+
+
 def test_no_file_is_a_drawer_for_everything() -> None:
     drawers = {"utils", "util", "helpers", "helper", "common", "misc"}
     found = [path for folder in ("finetune", "recipes", "tests") for path in (ROOT / folder).rglob("*.py")]

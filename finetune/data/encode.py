@@ -65,8 +65,11 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
             if len(ids) <= max_length:
                 pieces = [(ids, coded["token_type_ids"][offset])]
             else:
-                pieces = _fit(tokenizer, texts[row], None if pairs is None else pairs[row], max_length, on_long)
                 _refuse_long(split, row, len(ids), max_length, on_long)
+                if pairs is not None and on_long == "window":
+                    alone = len(tokenizer(texts[row], add_special_tokens=False)["input_ids"])
+                    _refuse_full(split, row, alone + tokenizer.num_special_tokens_to_add(pair=True), max_length)
+                pieces = _fit(tokenizer, texts[row], None if pairs is None else pairs[row], max_length, on_long)
             for piece, piece_types in pieces:
                 examples.append(piece)
                 types.append(piece_types)
@@ -115,6 +118,16 @@ def _refuse_long(split: Split, row: int, length: int, max_length: int, on_long: 
             Exit.BAD_DATA,
             f"{split.where(row)} has {length:,} tokens, more than max_length={max_length}\n"
             "give data.on_long=truncate or window, or a larger max_length",
+        )
+
+
+def _refuse_full(split: Split, row: int, first: int, max_length: int) -> None:
+    """Refuse a pair whose first text, which every window repeats, leaves no room beyond the overlap."""
+    if max_length - first <= max_length // 4:
+        raise UserError(
+            Exit.BAD_DATA,
+            f"{split.where(row)}: the first text of the pair has {first:,} tokens: no room for windows of the second\n"
+            f"give data.on_long=truncate, or a max_length well above {max_length}",
         )
 
 
