@@ -128,7 +128,7 @@ class Run:
                     shutil.rmtree(folder, ignore_errors=True)
                 elif folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
-        elif self._lock is not None:
+        if self._lock is not None:
             (self.folder / ".lock").unlink(missing_ok=True)
 
     # Writing

@@ -182,6 +182,15 @@ def test_a_folder_that_was_there_before_is_not_taken_away(tmp_path: Path) -> Non
     assert tree(tmp_path) == {"a"}
 
 
+def test_a_resumed_run_that_fails_at_once_leaves_its_folder_as_it_was(tmp_path: Path) -> None:
+    with started(tmp_path / "run") as run:
+        run.updated = True
+    before = tree(tmp_path)
+    with pytest.raises(RuntimeError), started(tmp_path / "run", resume=True):
+        raise RuntimeError
+    assert tree(tmp_path) == before
+
+
 def test_a_run_that_fails_after_its_first_update_is_kept(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     run.updated = True

@@ -1,0 +1,90 @@
+"""Trains the tiny model through the command line in a process of its own, and kills that process at a given moment."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from calling import ROOT, call, sha256, toy_files
+
+from finetune import checkpoint
+
+SETTINGS = (
+    "max_length=32", "baseline=none", "train.learning_rate=3e-3", "train.num_train_epochs=12", "train.save_steps=1",
+    "train.logging_steps=2", "train.per_device_train_batch_size=8", "train.mixed_precision=no", "train.use_cpu=true",
+)  # fmt: skip
+SECONDS_TO_START = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A training command and the folder that it writes."""
+
+    folder: Path
+    model: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        """Return the command; repeated after a kill it goes on."""
+        places = [f"model={self.model}", f"output_dir={self.folder}"]
+        return ["train", "bert_classification", *toy_files(self.folder.parent), *places, *SETTINGS, "--resume"]
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, whole or not."""
+        return sorted(checkpoint.saved(self.folder / "checkpoints"))
+
+    def finish(self) -> dict[str, Any]:
+        """Go on to the end in this process; return what must not depend on any interruption."""
+        outcome = call(*self.arguments)
+        assert outcome.code == 0, outcome.err
+        return self.outcome()
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the weights' digest and everything written that no clock measured."""
+        clocks = {"items_per_second", "seconds"}
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        metrics = [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
+        return {
+            "model": sha256(self.folder / "model" / "model.safetensors"),
+            "metrics": metrics,
+            "scores": json.loads((self.folder / "results.json").read_text())["scores"],
+            "predictions": sha256(self.folder / "predictions" / "test.jsonl"),
+            "checkpoints": self.steps(),
+        }
+
+
+def start(case: Case, limits: Mapping[int, int] | None = None) -> "subprocess.Popen[str]":
+    """Start the command as a process of its own, with resource limits where they are given."""
+
+    def limit() -> None:
+        for kind, value in (limits or {}).items():
+            resource.setrlimit(kind, (value, value))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "finetune", *case.arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=limit,
+    )  # fmt: skip
+
+
+def end_after(case: Case, seconds: float, number: signal.Signals = signal.SIGKILL, updates: int = 1) -> tuple[int, str]:
+    """Start the command, send a signal so long after its next checkpoints, and return exit code and stderr."""
+    before = max(case.steps(), default=0)
+    process = start(case)
+    try:
+        limit = time.monotonic() + SECONDS_TO_START
+        while process.poll() is None and max(case.steps(), default=0) < before + updates and time.monotonic() < limit:
+            time.sleep(0.002)
+        time.sleep(seconds)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS_TO_START)
+    finally:
+        process.kill()
+    return process.returncode, errors
