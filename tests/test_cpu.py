@@ -110,8 +110,10 @@ def attended(dropout: float, mask: Tensor | None, causal: bool) -> tuple[Tensor,
     parts = [torch.randn(2, 3, 7, 4, dtype=torch.float64, generator=draw, requires_grad=True) for _ in range(3)]
     module = nn.Module().train()
     module.is_causal = causal  # type: ignore[assignment]
-    ours, _ = cpu.attention(module, *parts, mask, dropout=dropout)
-    theirs = functional.scaled_dot_product_attention(*parts, attn_mask=mask, is_causal=causal and mask is None)
+    query, key, value = parts
+    ours, _ = cpu.attention(module, query, key, value, mask, dropout=dropout)
+    one_way = causal and mask is None
+    theirs = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=one_way)
     return ours, theirs.transpose(1, 2), parts
 
 

@@ -80,7 +80,7 @@ def test_a_long_text_is_refused_with_its_place_where_that_was_asked_for(tokenize
 
 def test_windows_overlap_by_a_quarter_and_cover_every_token(tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = encode(split_of("card", LONG, "bank"), tokenizer, 8, "window")
-    pieces = [encoded.example(index).tolist() for index in np.flatnonzero(encoded.row == 1)]
+    pieces = [encoded.example(index).tolist() for index in np.flatnonzero(encoded.row == 1).tolist()]
     whole = tokenizer(LONG)["input_ids"][1:-1]
     inside = [piece[1:-1] for piece in pieces]
     assert all(piece[0] == tokenizer.cls_token_id and piece[-1] == tokenizer.sep_token_id for piece in pieces)

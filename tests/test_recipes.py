@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -469,6 +470,17 @@ def test_seeds_are_trained_one_by_one_and_combined(tiny_model: Path, tmp_path: P
     )
     against = done("compare", run, run / "seed-1", "--json").json[0]
     assert against["difference"] == pytest.approx(np.mean(values) - values[0])
+
+
+def test_a_seed_that_ended_is_kept_on_resume(tiny_model: Path, tmp_path: Path) -> None:
+    run = train_with(tiny_model, tmp_path, "seeds=[1,2]")
+    before = results_of(run)
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "seed-2")
+    kept = (run / "seed-1" / "results.json").stat().st_mtime_ns
+    train_with(tiny_model, tmp_path, "seeds=[1,2]", "--resume")
+    assert (run / "seed-1" / "results.json").stat().st_mtime_ns == kept
+    assert results_of(run)["scores"] == before["scores"]
 
 
 def test_the_baseline_is_fitted_once_until_the_data_change(

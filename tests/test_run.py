@@ -272,33 +272,40 @@ def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_failing_save_keeps_the_old_model(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
-    run.save_model(lambda folder: (folder / "weights").write_text("old") and None)
+
+    def save(text: str) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            (folder / "weights").write_text(text)
+
+        return write
 
     def fail(folder: Path) -> None:
         (folder / "weights").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    run.save_model(save("old"))
     with refused(Exit.IO_FAILED, "disk full while writing"):
         run.save_model(fail)
     assert (run.model / "weights").read_text() == "old"
-    run.save_model(lambda folder: (folder / "weights").write_text("new") and None)
+    run.save_model(save("new"))
     assert tree(run.model) == {"weights"}
     assert (run.model / "weights").read_text() == "new"
 
 
-def test_a_failing_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
+def test_a_failing_write_keeps_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
     path = tmp_path / "results.json"
     write_atomic(path, b"old")
-    for step in ("fsync", "replace"):
-        with monkeypatch.context() as patch:
-
-            def fail(*_: object) -> None:
-                raise OSError(errno.EIO, "Input/output error")
-
-            patch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), fail)
-            with refused(Exit.IO_FAILED, "cannot write to .*: Input/output error"):
-                write_atomic(path, b"new")
-        assert path.read_bytes() == b"old"
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with refused(Exit.IO_FAILED, "cannot write to .*: Input/output error"):
+            write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert tree(tmp_path) == {"results.json"}
