@@ -311,9 +311,7 @@ def main() -> NoReturn:
         _reader_has_left()
         sys.exit(Exit.OK)
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(
-            error, "exit_code"
-        ):  # typer's; the class moves between releases
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's, in every release
             _leave(_usage(error), error.exit_code)
         if debug:
             raise

@@ -215,6 +215,10 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
     parts: dict[int, Run] = {}
     for seed in config.seeds:
         folder = run.folder / f"seed-{seed}"
+        if options.resume and (folder / "results.json").is_file():
+            run.say("seed", f"{seed}: ended before, kept")
+            parts[seed] = Run.open(folder)
+            continue
         run.say("seed", str(seed))
         of_seed = dataclasses.replace(config, seed=seed, seeds=None, output_dir=str(folder))
         with Run(folder, resume=options.resume) as part:

@@ -4,7 +4,7 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -65,7 +65,7 @@ def multi_label_rows(count: int, seed: int) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def byte_level() -> Any:
     """Return a byte-level BPE tokenizer trained on the toy rows, as GPT-2 and RoBERTa have one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -78,7 +78,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([text for _, text, _ in toy_rows(60)], trainer)
-    yield tokenizer
+    return tokenizer
 
 
 def gpt2_folder(folder: Path, tokenizer: Any) -> Path:
@@ -190,7 +190,11 @@ def test_results_hold_the_contract(trained: Path) -> None:
     results = results_of(trained)
     assert results["recipe"] == "bert_classification"
     assert set(results["scores"]) == {"validation", "test"}
+    assert results["diagnostics"]["judged_on"] == "test"
     assert results["comparison"]["metric"] == "accuracy"
+    sides = (results["scores"]["test"], results["baseline"]["scores"]["test"])
+    one, other = (side["accuracy"]["value"] for side in sides)
+    assert results["comparison"]["difference"] == pytest.approx(one - other)
     assert [part["name"] for part in results["baselines"]][1] == "majority class"
     rows = read_jsonl(trained / "predictions" / "test.jsonl")
     assert [row["id"] for row in rows] == [identity for identity, _, _ in toy_rows(24, 2)]
@@ -320,7 +324,12 @@ def test_pairs_of_texts_are_read_predicted_and_kept(tiny_model: Path, tmp_path: 
     assert [row["text_pair"] for row in stored] == [row[2] for row in rows[:20]]
     again = done("predict", run, "--input", tmp_path / "test.csv", "--json").json
     assert [row["probabilities"] for row in again] == [row["probabilities"] for row in stored]
-    # The second text matters, with its token types: another one gives other probabilities.
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    with torch.inference_mode():
+        inputs = tokenizer(rows[0][1], rows[0][2], return_tensors="pt")  # with the token types of the second text
+        wanted = model(**inputs).logits.softmax(-1)[0].tolist()
+    assert list(again[0]["probabilities"].values()) == pytest.approx(wanted, abs=2e-6)
     swapped = [(identity, text, "the password now", label) for identity, text, _, label in rows[:20]]
     other = done("predict", run, "--input", write_csv(tmp_path / "swapped.csv", swapped, header), "--json").json
     assert [row["probabilities"] for row in other] != [row["probabilities"] for row in again]
@@ -440,7 +449,7 @@ def test_the_seed_and_nothing_else_decides_the_weights(trained: Path, tiny_model
 
 
 def test_seeds_are_trained_one_by_one_and_combined(tiny_model: Path, tmp_path: Path) -> None:
-    run = train_with(tiny_model, tmp_path, "seeds=[1,2]")
+    run = train_with(tiny_model, tmp_path, "seeds=[1,2]", "train.learning_rate=1e-2", "train.num_train_epochs=6")
     names = {path.name for path in run.iterdir()}
     files = {"README.md", "config.yaml", "environment.json", "metrics.jsonl", "results.json", "train.log"}
     assert names == files | {"seed-1", "seed-2"}
@@ -453,11 +462,25 @@ def test_seeds_are_trained_one_by_one_and_combined(tiny_model: Path, tmp_path: P
     assert results["seconds"]["train"] == pytest.approx(sum(part["seconds"]["train"] for part in parts))
     assert set(results["seeds"]) == {"1", "2"}
     best = results["diagnostics"]["best_seed_on_validation"]
+    validation = [part["scores"]["validation"]["macro_f1"]["value"] for part in parts]
+    assert validation[0] != validation[1]
+    assert best == 1 + int(np.argmax(validation))
     assert done("predict", run, "--json", stdin="my card\n").json == (
         done("predict", run / f"seed-{best}", "--json", stdin="my card\n").json
     )
     against = done("compare", run, run / "seed-1", "--json").json[0]
     assert against["difference"] == pytest.approx(np.mean(values) - values[0])
+
+
+def test_a_seed_that_ended_is_kept_on_resume(tiny_model: Path, tmp_path: Path) -> None:
+    run = train_with(tiny_model, tmp_path, "seeds=[1,2]")
+    before = results_of(run)
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "seed-2")
+    kept = (run / "seed-1" / "results.json").stat().st_mtime_ns
+    train_with(tiny_model, tmp_path, "seeds=[1,2]", "--resume")
+    assert (run / "seed-1" / "results.json").stat().st_mtime_ns == kept
+    assert results_of(run)["scores"] == before["scores"]
 
 
 def test_the_baseline_is_fitted_once_until_the_data_change(
@@ -474,6 +497,12 @@ def test_the_baseline_is_fitted_once_until_the_data_change(
         write_csv(tmp_path / "train.csv", toy_rows(45, 0))
         train_with(tiny_model, tmp_path / "three", files=files)
         assert fitted.call_count == 2
+        relabelled = [
+            (identity, text, "account" if label == "payment" else label) for identity, text, label in toy_rows(45)
+        ]
+        write_csv(tmp_path / "train.csv", [*relabelled[:-1], (relabelled[-1][0], relabelled[-1][1], "payment")])
+        train_with(tiny_model, tmp_path / "four", files=files)
+        assert fitted.call_count == 3
 
 
 # The commands that use a run
@@ -579,12 +608,14 @@ def test_three_runs_are_compared_pair_by_pair_with_wider_intervals(
 def test_a_recipe_is_a_function_in_python_too(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
     from finetune.data.columns import DataConfig, from_lines
 
-    files = dict(setting.removeprefix("data.").split("=", 1) for setting in toy_files(tmp_path))
+    train, validation, test = (setting.split("=", 1)[1] for setting in toy_files(tmp_path))
     loop = TrainConfig(
         learning_rate=3e-3, num_train_epochs=2, per_device_train_batch_size=8, mixed_precision="no",
         metric_for_best_model="macro_f1",
     )  # fmt: skip
-    config = recipe.Config(model=str(tiny_model), data=DataConfig(**files), max_length=32, train=loop)
+    config = recipe.Config(
+        model=str(tiny_model), data=DataConfig(train=train, validation=validation, test=test), max_length=32, train=loop
+    )
     with Run(tmp_path / "run", quiet=True) as run:
         results = recipe.train(config, run)
     assert results["scores"] == results_of(trained)["scores"]

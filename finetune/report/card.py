@@ -1,5 +1,6 @@
 """The model card: README.md of a run and of its model folder."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from huggingface_hub import ModelCardData
 
 from finetune import __version__
 from finetune.report.text import verdict_text
+from finetune.run import SECRET
 from finetune.terminal import count, interval
 
 
@@ -22,26 +24,42 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     parts = [
         f"---\n{front.to_yaml()}\n---",
         f"# {results['diagnostics']['system']}: {results['task']}",
-        f"Made by the recipe `{results['recipe']}` of finetune {__version__} from `{results['model']}`.",
+        f"Made by the recipe `{results['recipe']}` of finetune {__version__} from {_code(results['model'])}.",
         "## How good it is",
         _score_table(results, judged),
     ]
     if "comparison" in results:
-        parts.append(verdict_text(results).replace("\n", " "))
+        parts.append(verdict_text(_with_code(results)).replace("\n", " "))
     rows = ", ".join(f"{number:,} {name}" for name, number in results["diagnostics"]["rows"].items())
-    hashes = "\n".join(f"- `{name}` sha256 {digest}" for name, digest in environment["data_sha256"].items())
+    hashes = "\n".join(f"- {_code(name)} sha256 {digest}" for name, digest in environment["data_sha256"].items())
     parts += [
         "## How it was made",
         f"Rows: {rows}. {count(len(results['diagnostics']['labels']), 'label')}: "
-        f"{', '.join(f'`{label}`' for label in results['diagnostics']['labels'])}.",
+        f"{', '.join(_code(label) for label in results['diagnostics']['labels'])}.",
         f"Data:\n\n{hashes}",
-        f"Command: `{environment['command']}`, seed {environment['seed']}, on {environment['device']}.",
+        f"Command: {_code(environment['command'])}, seed {environment['seed']}, on {environment['device']}.",
         "Every setting is in config.yaml, every version in environment.json.",
         "## What to mind",
         "The scores hold for texts like those of the test file. The licence is that of the base model and of the data; "
         "neither is known to this card.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return SECRET.sub("hf_***", "\n\n".join(parts) + "\n")
+
+
+def _code(text: str) -> str:
+    """Return a text as a code span, inside which Markdown and HTML mean nothing (CommonMark 6.1)."""
+    flat = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
+    return f"{fence} {flat} {fence}" if "`" in flat else f"`{flat}`"
+
+
+def _with_code(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results with the labels of the hardest pair as code spans."""
+    pair = results["diagnostics"].get("most_confused")
+    if not pair:
+        return dict(results)
+    quoted = pair | {"labels": [_code(label) for label in pair["labels"]]}
+    return dict(results) | {"diagnostics": results["diagnostics"] | {"most_confused": quoted}}
 
 
 def _score_table(results: Mapping[str, Any], judged: str) -> str:

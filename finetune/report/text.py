@@ -46,7 +46,8 @@ def verdict_text(results: Mapping[str, Any]) -> str:
         "no difference shown": f"no difference shown between {system} and {name}",
     }[comparison["verdict"]]
     lines = [f"{opening}: {evidence}."]
-    cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"]
+    seeds = len(results["seeds"]) if "seeds" in results else 1
+    cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"] / seeds
     if cheap > 0.05:
         lines.append(f"It took {dear / cheap:.0f} times as long to train ({duration(dear)} against {duration(cheap)}).")
     pair = results["diagnostics"].get("most_confused")

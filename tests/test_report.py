@@ -1,0 +1,235 @@
+"""The sentences of the terminal and the model card."""
+
+import copy
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import call, done, private_cache, train_toy, write_csv
+from conftest import toy_rows
+from ruamel.yaml import YAML
+
+from finetune.report.card import model_card
+from finetune.report.text import comparison_lines, results_lines, verdict_text
+from finetune.terminal import HEAD_WIDTH, count, duration, interval, line, p_value, points, size
+
+SECRET = "hf_" + "aB3" * 12
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Return a finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    with private_cache(folder):
+        return train_toy(folder, tiny_model)
+
+
+@pytest.fixture
+def results(trained: Path) -> dict[str, Any]:
+    """Return results.json of the run, to be changed."""
+    found: dict[str, Any] = json.loads((trained / "results.json").read_text())
+    return found
+
+
+def judged(results: dict[str, Any], difference: float, low: float, high: float, verdict: str) -> dict[str, Any]:
+    """Return the results with another comparison."""
+    changed = copy.deepcopy(results)
+    changed["comparison"] |= {"difference": difference, "low": low, "high": high, "p_value": 0.0123, "verdict": verdict}
+    changed["baseline"]["name"] = "TF-IDF"
+    changed["baseline"]["seconds"]["train"], changed["seconds"]["train"] = 14.0, 644.0
+    changed["diagnostics"]["resolution"] = 0.009
+    return changed
+
+
+# The verdict
+
+
+CASES = [
+    (0.023, 0.013, 0.034, "better", "BERT is better than TF-IDF: +2.3 points of accuracy [1.3, 3.4], "),
+    (
+        -0.023, -0.034, -0.013, "worse",
+        "BERT is worse than TF-IDF: keep the baseline: -2.3 points of accuracy [-3.4, -1.3], ",
+    ),
+    (
+        0.001, -0.01, 0.012, "no difference shown",
+        "no difference shown between BERT and TF-IDF: +0.1 points of accuracy [-1.0, 1.2], ",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("difference", "low", "high", "verdict", "opening"), CASES)
+def test_each_verdict_has_the_same_form_place_and_size(
+    results: dict[str, Any], difference: float, low: float, high: float, verdict: str, opening: str
+) -> None:
+    changed = judged(results, difference, low, high, verdict)
+    lines = verdict_text(changed).split("\n")
+    assert lines[0] == f"{opening}p = 0.012 (exact McNemar, 24 paired texts)."
+    assert lines[1].startswith("It took 46 times as long to train (10 min 44 s against 14 s). The hardest pair: ")
+    assert lines[2:] == ["This test set can show differences from 0.9 points up."]
+    shown = results_lines(changed, "runs/x")
+    assert shown[0].startswith("test      accuracy 0.")
+    assert shown[1].startswith(f"verdict   {opening}")
+
+
+def test_a_baseline_that_cost_nothing_is_no_divisor(results: dict[str, Any]) -> None:
+    results["baseline"]["seconds"]["train"] = 0.0
+    assert "times as long" not in verdict_text(results)
+
+
+def test_the_verdict_names_what_it_was_judged_on(results: dict[str, Any]) -> None:
+    results["diagnostics"]["judged_on"] = "validation"
+    assert results_lines(results, "runs/x")[0].startswith("validation accuracy 0.")
+
+
+def test_a_comparison_of_two_runs_has_the_same_forms() -> None:
+    found = {
+        "runs": ["a", "b"], "metric": "accuracy", "difference": 0.1, "low": 0.05, "high": 0.15, "p_value": 0.0001,
+        "rows": 100, "disagreements": [], "verdict": "better",
+    }  # fmt: skip
+    assert comparison_lines(found) == [
+        "verdict   a is better than b: +10.0 points of accuracy [5.0, 15.0], "
+        "p < 0.001 (exact McNemar, 100 paired texts)."
+    ]
+    assert comparison_lines(found | {"verdict": "worse"})[0].startswith("verdict   a is worse than b: ")
+    none = comparison_lines(found | {"verdict": "no difference shown"})[0]
+    assert none.startswith("verdict   no difference shown between a and b: ")
+    row = {"id": "7", "text": "a\n" * 60, "gold": "x", "predicted": ["x", "y"]}
+    shown = comparison_lines(found | {"disagreements": [row] * 9})
+    assert shown[1] == "rows      9 texts that only one of them gets right, e.g."
+    assert len(shown) == 2 + 5
+    assert shown[2].split("\n")[1].strip() == "gold x · a: x · b: y"
+    assert max(map(len, "\n".join(shown[2:]).split("\n"))) <= 100
+
+
+# Numbers in words
+
+
+def test_numbers_are_written_as_people_read_them() -> None:
+    assert [duration(s) for s in (0.04, 9.94, 59.4, 190, 7500)] == ["0.0 s", "9.9 s", "59 s", "3 min 10 s", "2 h 5 min"]
+    assert [size(n) for n in (91e6, 1.4e9)] == ["91 MB", "1.4 GB"]
+    assert [count(n, "text") for n in (0, 1, 9038)] == ["0 texts", "1 text", "9,038 texts"]
+    assert [p_value(p) for p in (0.0004, 0.001, 1.0)] == ["p < 0.001", "p = 0.001", "p = 1.000"]
+    assert [points(d) for d in (0.0234, -0.01)] == ["+2.3", "-1.0"]
+    assert interval({"value": 0.9341, "low": 0.925, "high": 0.9429}) == "0.934 [0.925, 0.943]"
+
+
+def test_a_long_head_keeps_its_space_and_lines_stay_in_their_column() -> None:
+    assert line("test", "x") == "test      x"
+    assert line("validation", "x") == "validation x"
+    assert line("a", "x\ny").split("\n")[1] == " " * HEAD_WIDTH + "y"
+
+
+# The card
+
+
+def card_of(run: Path) -> tuple[dict[str, Any], str]:
+    """Return front matter and body of a run's card."""
+    text = (run / "README.md").read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    return dict(YAML(typ="safe", pure=True).load(front)), body
+
+
+def test_the_card_tells_scores_data_command_and_definitions(trained: Path, results: dict[str, Any]) -> None:
+    front, body = card_of(trained)
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "text-classification"
+    assert {"finetune", "bert_classification"} <= set(front["tags"])
+    for name, score in results["scores"]["test"].items():
+        assert f"| {name} | {interval(score)} |" in body
+        assert f"- {name}: {results['definitions'][name]}" in body
+    environment = json.loads((trained / "environment.json").read_text())
+    assert len(environment["data_sha256"]) == 3
+    for digest in environment["data_sha256"].values():
+        assert digest in body
+    assert f"Command: `{environment['command']}`, seed 1, on " in body
+    assert verdict_text(results).split("\n")[0] in body
+    assert results["baseline"]["name"] in body
+    assert (trained / "README.md").read_text() == (trained / "model" / "README.md").read_text()
+
+
+class Tags(html.parser.HTMLParser):
+    """Collects the tags of a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        self.found.append(tag)
+
+
+ODD = [
+    "a|b",
+    "one ` tick <b>",
+    "<script>alert(1)</script>",
+    "`code`",
+    "*bold* _it_",
+    "[x](http://evil)",
+    "# head",
+    "---",
+    "tab\tand \\",
+]
+
+
+def test_odd_labels_texts_and_names_do_not_break_card_or_terminal(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a|b <i>`c`"
+    folder.mkdir()
+    rows = [(identity, text, ODD[number % len(ODD)]) for number, (identity, text, _) in enumerate(toy_rows(48))]
+    train, test = write_csv(folder / "train.csv", rows), write_csv(folder / "test.csv", rows[:24])
+    output = f"output_dir={tmp_path / 'run'}"
+    outcome = done(
+        "train", "bert_classification", f"data.train={train}", f"data.test={test}", f"model={tiny_model}", output,
+        "max_length=32", "num_train_epochs=1",
+    )  # fmt: skip
+    assert "verdict" in outcome.out
+    _, body = card_of(tmp_path / "run")
+    tables = [row for row in body.splitlines() if row.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in tables} == {5}
+    assert [row for row in body.splitlines() if row.startswith("# ")] == ["# BERT: classification"]
+    assert body.count("\n---") == 0
+    tags = Tags()
+    tags.feed(outside_code(body))
+    assert tags.found == []
+    assert "](http" not in outside_code(body)
+    for label in ODD:
+        assert " ".join(label.split()) in body
+
+
+def outside_code(markdown: str) -> str:
+    """Return Markdown without its code spans: a run of backticks closes only with an equal run (CommonMark 6.1)."""
+    return re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", markdown, flags=re.DOTALL)
+
+
+def test_the_hardest_pair_stands_as_code_on_the_card(results: dict[str, Any], trained: Path) -> None:
+    results["diagnostics"]["most_confused"] = {"labels": ["<img src=x>", "a`b"], "rows": 3}
+    environment = json.loads((trained / "environment.json").read_text())
+    card = model_card(results, {}, environment)
+    assert "The hardest pair: `<img src=x>` / `` a`b ``." in card
+    assert "<img" not in outside_code(card)
+
+
+def test_no_secret_reaches_a_file(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    folder = tmp_path / SECRET  # whoever puts a token into a command
+    folder.mkdir()
+    run = train_toy(folder, tiny_model, output="run")
+    for name in ("train.log", "README.md", "model/README.md", "metrics.jsonl", "results.json"):
+        assert SECRET not in (run / name).read_text(encoding="utf-8"), name
+    environment = json.loads((run / "environment.json").read_text())
+    assert "hf_***" in environment["command"]
+    assert SECRET not in environment["command"]
+    assert call("doctor", "--json").out.count(SECRET) == 0
+
+
+def test_a_card_without_a_baseline_has_no_verdict(results: dict[str, Any], trained: Path) -> None:
+    for key in ("baseline", "baselines", "comparison"):
+        del results[key]
+    environment = json.loads((trained / "environment.json").read_text())
+    card = model_card(results, {"model": "google-bert/bert-base-uncased"}, environment)
+    assert "base_model: google-bert/bert-base-uncased" in card
+    assert "better than" not in card
+    assert f"| accuracy | {interval(results['scores']['test']['accuracy'])} |" in card
