@@ -25,6 +25,12 @@ WORDS, TAGS = 20, 3
 ROWS = 40
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some thousand checkpoints are written here and no power fails: do not wait for each to reach the disk."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 class Tagger(nn.Module):
     """A tag for each word, in float64; small enough to train in milliseconds."""
 
