@@ -382,8 +382,9 @@ def test_a_run_and_a_model_folder_are_opened_and_an_unfinished_run_has_no_result
     assert Run.open(tmp_path / "model").model == tmp_path / "model"
 
 
-def test_the_environment_names_versions_commit_and_command() -> None:
+def test_the_environment_names_versions_commit_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["finetune", "train", "token=hf_abcdefghijklmnop"])
     place = environment(7, "CPU", {"f": "h"})
     assert set(place["versions"]) >= {"python", "finetune", "torch", "transformers"}
     assert (place["seed"], place["device"], place["data_sha256"]) == (7, "CPU", {"f": "h"})
-    assert place["command"].startswith("finetune ")
+    assert place["command"] == "finetune train token=hf_***"
