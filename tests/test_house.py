@@ -1,12 +1,16 @@
 """The plan of the house: who may import whom, what no file may do, and papers that match the rooms."""
 
 import ast
+import importlib
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from finetune import config
+from recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 # A file imports only from floors below its own; files of one package, and of the ground floor, also from each other.
@@ -275,3 +279,13 @@ def test_readme_draws_the_tree_that_is_there() -> None:
     assert sorted(path for path in drawn if not (ROOT / path).exists()) == []
     sources = {str(path.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py"}
     assert sorted(sources - drawn) == []
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "recipes" / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_is_read_into_its_recipe(preset: Path) -> None:
+    recipe = config.yaml_value(preset, "recipe")
+    assert recipe in RECIPES
+    module = importlib.import_module(f"recipes.{recipe}")
+    resolved, notes = config.load(module.Config, [], preset)
+    assert notes == []
+    assert resolved != module.Config()
