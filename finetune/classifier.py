@@ -20,9 +20,8 @@ from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
 from finetune.trainer import TrainConfig
 
 AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENS_OF_A_TEXT = (
-    128  # a batch for scoring holds per_device_eval_batch_size texts of this length, or fewer longer ones
-)
+# A batch for scoring holds per_device_eval_batch_size texts of this length, or fewer longer ones.
+TOKENS_OF_A_TEXT = 128
 GPU_MULTIPLE = 8  # tensor cores want widths that are multiples of 8
 
 
@@ -119,11 +118,12 @@ def greater_is_better(metric: str) -> bool:
 def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.ndarray | None = None) -> Examples:
     """Return the examples of a split for the trainer; a batch is padded on the right to its longest text."""
     multiple = GPU_MULTIPLE if torch.cuda.is_available() else 1
+    lengths_of_all = encoded.lengths  # worked out from all offsets: once, not for each batch
 
     def make(chosen: np.ndarray) -> Batch:
         ids = [encoded.example(index) for index in chosen]
         tensors = {"input_ids": pad(ids, tokenizer.pad_token_id, multiple)}
-        lengths = torch.from_numpy(encoded.lengths[chosen])
+        lengths = torch.from_numpy(lengths_of_all[chosen])
         tensors["attention_mask"] = (torch.arange(tensors["input_ids"].shape[1]) < lengths[:, None]).long()
         if encoded.types is not None and "token_type_ids" in tokenizer.model_input_names:
             tensors["token_type_ids"] = pad([encoded.example_types(index) for index in chosen], 0, multiple)
@@ -131,7 +131,7 @@ def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.nd
             tensors["labels"] = torch.from_numpy(targets[encoded.row[chosen]])
         return Batch(tensors, len(chosen), chosen)
 
-    return Examples(encoded.lengths, make)
+    return Examples(lengths_of_all, make)
 
 
 def class_weights(targets: np.ndarray, labels: LabelMap) -> Tensor:

@@ -1,8 +1,5 @@
 """The data doctor finds each planted fault, says where and what to do, and is silent about clean data."""
 
-import importlib.util
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,6 @@ from finetune.data.columns import DataConfig, LabelMap, Split, read_split
 STARTS = ["riv", "mark", "eng", "gard", "wint", "lett", "brid", "doct", "plan", "kitch", "silv", "mus", "for", "sign"]
 ENDS = ["er", "et", "ine", "en", "ge", "or", "um", "al", "oupa", "ixy", "awn", "uth"]
 WORDS = [start + end for start in STARTS for end in ENDS]
-
-
-@pytest.fixture(autouse=True)
-def _significance(monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("finetune.significance") is None:
-        stand_in = types.ModuleType("finetune.significance")
-        stand_in.resolution = lambda rows: min(1.0, 0.9 / rows**0.5)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "finetune.significance", stand_in)
 
 
 def split(folder: Path, name: str, rows: list[tuple[str, str]], **settings: Any) -> Split:

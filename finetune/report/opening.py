@@ -30,7 +30,7 @@ def say_data(run: Run, config: DataConfig, splits: Mapping[str, Split], labels: 
         if split.skipped:
             run.say("warning", f"{count(split.skipped, 'row')} of {name} without text or label left out")
     leaked = {}
-    for name in splits.keys() - {"train"}:
+    for name in [name for name in splits if name != "train"]:  # in order: a set would shuffle the warnings
         found = leaks(splits["train"], splits[name])
         leaked[name] = len(found)
         if len(found):
