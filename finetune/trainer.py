@@ -404,7 +404,7 @@ def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> Trai
     rate, epochs = config.learning_rate, config.num_train_epochs
     return dataclasses.replace(
         config,
-        learning_rate=optim.auto_learning_rate(width) if rate == "auto" else rate,
+        learning_rate=optim.auto_learning_rate(width, classes) if rate == "auto" else rate,
         num_train_epochs=(
             optim.auto_epochs(rows, config.per_device_train_batch_size, classes, width) if epochs == "auto" else epochs
         ),

@@ -31,7 +31,13 @@ def names(model: nn.Module, groups: list[dict[str, Any]], **wanted: float) -> se
 
 @pytest.mark.parametrize(("width", "rate"), [(768, 2e-5), (384, 1e-4), (1024, 1e-5), (128, 3e-4), (32, 3e-4)])
 def test_auto_takes_the_papers_rate_at_its_width_and_more_for_narrower_models(width: int, rate: float) -> None:
-    assert optim.auto_learning_rate(width) == pytest.approx(rate)
+    assert optim.auto_learning_rate(width, 2) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("width", "rate"), [(768, 4e-5), (384, 2e-4), (32, 3e-4)])
+def test_auto_takes_twice_the_rate_for_many_classes(width: int, rate: float) -> None:
+    assert optim.auto_learning_rate(width, 50) == pytest.approx(rate)
+    assert optim.auto_learning_rate(width, 49) == optim.auto_learning_rate(width, 2)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,8 @@ def test_auto_takes_the_papers_rate_at_its_width_and_more_for_narrower_models(wi
         (100, 32, 2, 768, 10),
         (1_600, 32, 2, 768, 5),
         (1, 32, 2, 768, 10),
-        (1_600, 32, 8, 768, 8),
+        (1_600, 32, 8, 768, 9),
+        (9_038, 32, 77, 384, 9),
     ],
 )
 def test_auto_takes_three_epochs_where_they_make_enough_updates(
