@@ -3,15 +3,19 @@
 import math
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
+import transformers
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
 PAPER_WIDTH = 768
 PAPER_LEARNING_RATE = 2e-5
 PAPER_EPOCHS = 3
 MANY_CLASSES = 50
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "noam"]
 
 
 def auto_learning_rate(width: int, classes: int) -> float:
@@ -77,3 +81,22 @@ def parameter_groups(
 def adamw(groups: list[dict[str, object]], betas: tuple[float, float], epsilon: float) -> torch.optim.AdamW:
     """Return AdamW (Loshchilov and Hutter 2019) in its fused form, which PyTorch has for CPU and CUDA."""
     return torch.optim.AdamW(groups, betas=betas, eps=epsilon, fused=True)
+
+
+def schedule(
+    name: Schedule, optimizer: torch.optim.Optimizer, *, warmup: int, updates: int, width: int | None = None
+) -> LRScheduler:
+    """Return the course of the learning rate over the updates of a run.
+
+    `inverse_sqrt` rises to learning_rate in `warmup` updates and then falls with the square root of their number;
+    `noam` is the same course at the height of Vaswani et al. 2017, section 5.3: learning_rate is the factor before
+    width**-0.5 * min(step**-0.5, step * warmup**-1.5).
+    """
+    if name == "noam":
+        if width is None:
+            raise TypeError("the schedule noam needs the model's width")
+        scale, top = width**-0.5, max(1, warmup)
+        return LambdaLR(optimizer, lambda done: scale * min((done + 1) ** -0.5, (done + 1) * top**-1.5))
+    steps = {"num_warmup_steps": max(1, warmup) if name == "inverse_sqrt" else warmup, "num_training_steps": updates}
+    chosen: LRScheduler = transformers.get_scheduler(name, optimizer, **steps)
+    return chosen

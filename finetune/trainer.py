@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pydantic import Field
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from finetune import checkpoint, hardware, optim, terminal
 from finetune.config import configclass, field
-from finetune.data.batching import Batch, Examples, Order, Strategy, share
+from finetune.data.batching import Batch, Examples, Order, Strategy, padded_tokens, share
 from finetune.errors import Exit, Interrupted, UserError
 from finetune.run import Run
 
@@ -47,8 +46,8 @@ class TrainConfig:
         None, "padded tokens of a micro-batch, at most; null: no token budget"
     )
     train_sampling_strategy: Strategy = field("group_by_length", "group_by_length: similar lengths share an update")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = field(
-        "linear", "course of the learning rate after warm-up"
+    lr_scheduler_type: optim.Schedule = field(
+        "linear", "course of the rate after warm-up; noam: learning_rate is a factor (Vaswani et al. 2017)"
     )
     warmup_ratio: Share = field(0.1, "share of the updates in which the rate rises")
     weight_decay: Annotated[float, Field(ge=0)] = field(0.01, "AdamW's decay; biases and norms have none")
@@ -96,7 +95,10 @@ class Estimate:
 
 
 class Trainer:
-    """Train a model with two hooks: `loss(model, batch)`, the SUM over the batch's items, and `evaluate()`."""
+    """Train a model with two hooks: `loss(model, batch)`, the SUM over the batch's items, and `evaluate()`.
+
+    `width` is the model's hidden size, which the schedule `noam` needs.
+    """
 
     def __init__(
         self,
@@ -107,10 +109,11 @@ class Trainer:
         loss: LossFunction,
         seed: int,
         layer_decay: float = 1.0,
+        width: int | None = None,
     ) -> None:
         if not isinstance(config.learning_rate, float):
             raise TypeError("learning_rate=auto must be resolved before training")
-        self.config, self.run, self.loss, self.seed = config, run, loss, seed
+        self.config, self.run, self.loss, self.seed, self.width = config, run, loss, seed, width
         self.accelerator = accelerator(config)
         betas = (config.adam_beta1, config.adam_beta2)
         groups = optim.parameter_groups(model, config.learning_rate, config.weight_decay, layer_decay)
@@ -372,14 +375,13 @@ class Trainer:
     def _scheduler(self, updates: int) -> torch.optim.lr_scheduler.LRScheduler:
         warmup = math.ceil(self.config.warmup_ratio * updates)
         # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
-        scheduler: torch.optim.lr_scheduler.LRScheduler = transformers.get_scheduler(
-            self.config.lr_scheduler_type, self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=updates
+        return optim.schedule(
+            self.config.lr_scheduler_type, self.optimizer.optimizer, warmup=warmup, updates=updates, width=self.width
         )
-        return scheduler
 
     def _padded_tokens(self, update: np.ndarray, lengths: np.ndarray) -> int:
         parts = share(update, lengths, 0, self.accelerator.num_processes, self.config.gradient_accumulation_steps)
-        return int(sum(lengths[part].max() * len(part) for part in parts))
+        return sum(padded_tokens(lengths[part]) for part in parts)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

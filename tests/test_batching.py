@@ -11,6 +11,7 @@ from finetune.data.batching import (
     cut_by_tokens,
     evaluation_batches,
     pad,
+    padded_tokens,
     share,
 )
 
@@ -125,3 +126,17 @@ def test_padding_is_on_the_right_up_to_the_longest_row_or_its_multiple() -> None
     assert pad(rows, 9, multiple=8).shape == (2, 8)
     assert pad(rows, 9, multiple=3).shape == (2, 3)
     assert pad(rows, 9).dtype == torch.int64
+
+
+def test_the_token_budget_counts_both_sides_once_padded() -> None:
+    random = np.random.default_rng(3)
+    lengths = np.stack([random.integers(1, 30, 500), random.integers(1, 30, 500)], axis=1)
+    updates = Order(1, 64, "group_by_length", 400).epoch(lengths, 0)
+    sizes = [len(update) * int(lengths[update].max(axis=0).sum()) for update in updates]
+    assert sizes == [padded_tokens(lengths[update]) for update in updates]
+    assert max(sizes) <= 400
+    assert np.mean(sizes) > 250
+    assert sorted(np.concatenate(updates)) == list(range(500))
+    batches = evaluation_batches(lengths, 64, 400)
+    assert [int(lengths[batch].sum(axis=1).max()) for batch in batches][0] == int(lengths.sum(axis=1).max())
+    assert sorted(np.concatenate(batches)) == list(range(500))

@@ -120,3 +120,16 @@ def test_fused_adamw_makes_the_step_of_the_formula() -> None:
     mean, square = gradient, gradient**2  # after the bias correction of the first step
     expected = torch.tensor([[1.0, -2.0]], dtype=torch.float64) * (1 - 0.1 * 0.5) - 0.1 * mean / (square.sqrt() + 1e-8)
     assert torch.allclose(weight, expected, atol=1e-15, rtol=0)
+
+
+def test_noam_is_equation_3_of_vaswani_et_al() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = optim.schedule("noam", optimizer, warmup=4, updates=100, width=16)
+    rates = []
+    for _ in range(9):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([2 * 16**-0.5 * min(n**-0.5, n * 4**-1.5) for n in range(1, 10)])
+    with pytest.raises(TypeError, match="width"):
+        optim.schedule("noam", optimizer, warmup=4, updates=100)

@@ -520,10 +520,11 @@ def closed_form(kind: str, step: int, updates: int) -> float:
     if step < warm and kind != "constant":
         return 0.02 * step / warm
     part = (step - warm) / (updates - warm)
-    return 0.02 * {"linear": 1 - part, "cosine": 0.5 * (1 + math.cos(math.pi * part))}.get(kind, 1.0)
+    falling = {"linear": 1 - part, "cosine": 0.5 * (1 + math.cos(math.pi * part))}
+    return 0.02 * (falling | {"inverse_sqrt": math.sqrt(warm / max(step, 1))}).get(kind, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_rate_of_each_update_is_that_of_the_closed_form(tmp_path: Path, kind: str, accumulation: int) -> None:
     made = train(tmp_path / "run", config(lr_scheduler_type=kind, gradient_accumulation_steps=accumulation))

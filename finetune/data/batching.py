@@ -22,7 +22,10 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What the trainer needs to know of a data set: the length of each example in tokens, and how to collate some."""
+    """What the trainer needs to know of a data set: the tokens of each example, and how to collate some.
+
+    `lengths` is (examples,), or (examples, sides) where source and target are padded apart.
+    """
 
     lengths: np.ndarray
     collate: Callable[[np.ndarray], Batch]
@@ -40,7 +43,8 @@ class Order:
     def epoch(self, lengths: np.ndarray, epoch: int) -> list[np.ndarray]:
         """Return the example numbers of each update of an epoch; each example comes once.
 
-        An update holds `update_size` examples, or as many as fit into `max_tokens` padded tokens where that is set.
+        `lengths` is (examples,) or (examples, sides). An update holds `update_size` examples, or as many as fit into
+        `max_tokens` padded tokens, of all sides together, where that is set.
         """
         random = np.random.default_rng([self.seed, epoch])
         shuffled = random.permutation(len(lengths))
@@ -50,7 +54,7 @@ class Order:
         updates: list[np.ndarray] = []
         for part in _cut(shuffled, bucket) if self.strategy == "group_by_length" else [shuffled]:
             if self.strategy == "group_by_length":
-                part = part[np.argsort(lengths[part], kind="stable")]
+                part = part[np.argsort(totals(lengths[part]), kind="stable")]
             if self.max_tokens is None:
                 updates.extend(_cut(part, self.update_size))
             else:
@@ -61,26 +65,37 @@ class Order:
 def cut_by_tokens(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, max_rows: int) -> list[np.ndarray]:
     """Cut rows, in their order, into batches of at most `max_tokens` padded tokens and `max_rows` rows."""
     batches: list[np.ndarray] = []
-    start, longest = 0, 0
-    for position, length in enumerate(lengths[rows].tolist()):
-        longest = max(longest, length)
+    sides = lengths[rows].reshape(len(rows), -1).tolist()  # (rows, sides)
+    start, longest = 0, [0] * len(sides[0]) if sides else []
+    for position, length in enumerate(sides):
+        longest = [max(pair) for pair in zip(longest, length, strict=True)]
         size = position - start + 1
-        if size > 1 and (longest * size > max_tokens or size > max_rows):
+        if size > 1 and (sum(longest) * size > max_tokens or size > max_rows):
             batches.append(rows[start:position])
             start, longest = position, length
     return [*batches, rows[start:]] if len(rows) else batches
 
 
+def totals(lengths: np.ndarray) -> np.ndarray:
+    """Return the tokens of each example, all sides together, (examples,)."""
+    return lengths if lengths.ndim == 1 else lengths.sum(axis=1)
+
+
+def padded_tokens(lengths: np.ndarray) -> int:
+    """Return the tokens of a batch of examples with these lengths once each side is padded to its longest."""
+    return len(lengths) * int(np.sum(lengths.max(axis=0)))
+
+
 def share(update: np.ndarray, lengths: np.ndarray, rank: int, world: int, accumulation: int) -> list[np.ndarray]:
     """Return the micro-batches that one process works on: equal parts of the update, each of similar lengths."""
-    longest_first = update[np.argsort(-lengths[update], kind="stable")]
+    longest_first = update[np.argsort(-totals(lengths[update]), kind="stable")]
     mine = longest_first[rank::world]
     return [part for part in np.array_split(mine, accumulation) if len(part)]
 
 
 def evaluation_batches(lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
     """Cut all examples, longest first, into batches for scoring; the order of rows is restored by their numbers."""
-    longest_first = np.argsort(-lengths, kind="stable")
+    longest_first = np.argsort(-totals(lengths), kind="stable")
     return cut_by_tokens(longest_first, lengths, max_tokens, max_rows)
 
 
