@@ -1,0 +1,260 @@
+"""An encoder-decoder at work: made for its vocabularies, trained on pairs, writing texts; saved and loaded whole."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from finetune import cpu, hardware
+from finetune.config import configclass, field
+from finetune.data.batching import Batch, Examples, evaluation_batches, pad
+from finetune.data.columns import Split
+from finetune.errors import Exit, UserError
+from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel, sequence_loss
+from finetune.seq2seq.search import MAX_MORE, MAX_PER_SOURCE_TOKEN, SearchConfig, search_all
+from finetune.seq2seq.vocabulary import EOS, PAD, Vocabularies
+from finetune.hardware import AUTOCAST
+from finetune.trainer import TrainConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+OnLong = Literal["truncate", "error", "skip"]
+TOKENS_OF_A_SIDE = 64  # a batch for scoring holds per_device_eval_batch_size pairs of twice that, or fewer longer ones
+AUTO_EPOCHS = 10.0
+AUTO_WIDTH = 256  # hidden size at which the automatic rates are as below
+AUTO_RATES = {"transformer": 1e-3, "rnn": 2e-3}
+
+
+@configclass
+class NetworkConfig:
+    """The shape of the model."""
+
+    architecture: Literal["transformer", "rnn"] = field("transformer", "rnn: recurrent encoder and decoder")
+    hidden_size: Positive = field(256, "width of embeddings and layers")
+    num_encoder_layers: Positive = field(3, "layers that read the source")
+    num_decoder_layers: Positive = field(3, "layers that write the target")
+    dropout: Probability = field(0.1, "share of activations dropped in training")
+    tie_embeddings: Literal["auto", "none", "target", "all"] = field(
+        "auto", "target: decoder input = output; all: the source's too; auto: all where the vocabulary is shared"
+    )
+    num_attention_heads: Positive = field(4, "transformer: heads of each attention")
+    intermediate_size: Positive = field(1024, "transformer: width of the feed-forward layers")
+    position: Literal["sinusoidal", "learned"] = field("sinusoidal", "transformer: positions")
+    norm: Literal["pre", "post"] = field("pre", "transformer: normalise before or after each sublayer")
+    activation: Literal["relu", "gelu"] = field("relu", "transformer: of the feed-forward layers")
+    cell: Literal["lstm", "gru", "rnn"] = field("lstm", "rnn: the recurrent cell")
+    attention: Literal["none", "additive", "dot", "scaled_dot", "general"] = field(
+        "additive", "rnn: how the decoder looks at the source; none: one fixed vector"
+    )
+    bidirectional: bool = field(True, "rnn: the encoder also reads backwards")
+    input_feeding: bool = field(False, "rnn: the context of a step is read by the next")
+    scheduled_sampling: Probability = field(0.0, "rnn: share of the inputs that the decoder guesses itself in training")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The longest source and target, in tokens, eos (and bos) included."""
+
+    source: int
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPairs:
+    """Token rows of a split: `row` says of which row of the split; targets are missing where there are none."""
+
+    sources: list[np.ndarray]
+    targets: list[np.ndarray] | None
+    row: np.ndarray  # (pairs,)
+    long: int  # rows of the split above the longest source or target
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Return the tokens of source and target of each pair, (pairs, 2)."""
+        sides = [self.sources, self.targets if self.targets is not None else self.sources]
+        return np.array([[len(row) for row in side] for side in sides], dtype=np.int64).T
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What the model writes for each row: texts, their scores per token, and the seconds that it took."""
+
+    texts: list[list[str]]  # n-best, best first
+    scores: list[float]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder:
+    """A model with its vocabularies."""
+
+    model: Seq2SeqModel
+    vocabularies: Vocabularies
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def name(self) -> str:
+        """Return the architecture as it is written in sentences: `Transformer`, `LSTM with additive attention`."""
+        config = self.model.config
+        if config.architecture == "transformer":
+            return "Transformer"
+        cell = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[config.cell]
+        kind = config.attention.replace("_", " ")
+        return f"{cell} without attention" if kind == "none" else f"{cell} with {kind} attention"
+
+    def save(self, folder: Path) -> None:
+        """Write weights, config and vocabularies, so that `load` and, after import, the Auto classes read them."""
+        self.model.save_pretrained(folder)
+        self.vocabularies.save(folder)
+
+
+def build(network: NetworkConfig, vocabularies: Vocabularies, lengths: Lengths, seed: int) -> EncoderDecoder:
+    """Make a model with random weights drawn from `seed`; raises UserError (2) for a shape that cannot be."""
+    tying = network.tie_embeddings
+    shape = {name: value for name, value in dataclasses.asdict(network).items() if name != "scheduled_sampling"}
+    shape["tie_embeddings"] = ("all" if vocabularies.shared else "target") if tying == "auto" else tying
+    longest_output = math.ceil(MAX_PER_SOURCE_TOKEN * lengths.source) + MAX_MORE
+    config = Seq2SeqConfig(
+        source_vocab_size=len(vocabularies.source),
+        target_vocab_size=len(vocabularies.target),
+        max_position_embeddings=max(lengths.source, lengths.target, longest_output) + 2,
+        **shape,
+    )
+    torch.manual_seed(seed)  # the first weights are part of the seed
+    model = Seq2SeqModel(config)
+    cpu.prepare(model)
+    return EncoderDecoder(model, vocabularies)
+
+
+def load(folder: Path) -> EncoderDecoder:
+    """Load what `EncoderDecoder.save` wrote; raises UserError 66 where nothing is there, 65 where it does not fit."""
+    vocabularies = Vocabularies.load(folder)
+    try:
+        model = Seq2SeqModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(Exit.BAD_DATA, f"{folder} holds no sequence-to-sequence model: {first[:200]}") from None
+    if len(vocabularies.target) != model.config.target_vocab_size:
+        raise UserError(Exit.BAD_DATA, f"{folder}: vocabulary and model do not belong together; train again")
+    return EncoderDecoder(model.to(hardware.device_type(use_cpu=False)).eval(), vocabularies)
+
+
+def resolve(config: TrainConfig, network: NetworkConfig, decides: str) -> TrainConfig:
+    """Return the settings with every `auto` replaced: rate by architecture and width, ten epochs, the task's score."""
+    rate, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
+    automatic = AUTO_RATES[network.architecture] * math.sqrt(AUTO_WIDTH / network.hidden_size)
+    if config.lr_scheduler_type == "noam":
+        automatic = 1.0  # a factor
+    return dataclasses.replace(
+        config,
+        learning_rate=float(f"{automatic:.1g}") if rate == "auto" else rate,
+        num_train_epochs=AUTO_EPOCHS if epochs == "auto" else epochs,
+        metric_for_best_model=decides if best == "auto" else best,
+        mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
+    )
+
+
+def encode(
+    split: Split, vocabularies: Vocabularies, longest: Lengths, on_long: OnLong, *, with_targets: bool = True
+) -> EncodedPairs:
+    """Turn the pairs of a split into token numbers; a cut row keeps its eos.
+
+    Raises UserError 65 for a long pair under on_long=error; under skip it is left out, and counted.
+    """
+    sources = vocabularies.encode_sources(split.sources())
+    targets = vocabularies.encode_targets(split.targets()) if with_targets else None
+    long = np.array([len(row) > longest.source for row in sources], dtype=bool)
+    if targets is not None:
+        long |= np.array([len(row) > longest.target for row in targets], dtype=bool)
+    if long.any() and on_long == "error":
+        row = int(np.flatnonzero(long)[0])
+        size = f"{len(sources[row])} source tokens" + (f" and {len(targets[row])} of target" if targets else "")
+        limits = f"max_source_length={longest.source}, max_target_length={longest.target}"
+        what = f"{split.where(row)} has {size}, more than {limits}"
+        raise UserError(Exit.BAD_DATA, f"{what}\\ngive data.on_long=truncate or skip, or longer limits")
+    kept = np.flatnonzero(~long) if on_long == "skip" else np.arange(len(sources))
+    if not len(kept):
+        raise UserError(Exit.BAD_DATA, f"{split.name}: every pair is longer than the longest; raise max_source_length")
+    return EncodedPairs(
+        [_cut(sources[row], longest.source) for row in kept],
+        None if targets is None else [_cut(targets[row], longest.target) for row in kept],
+        kept,
+        int(long.sum()),
+    )
+
+
+def collate(encoded: EncodedPairs, where: Callable[[int], str] = str) -> Examples:
+    """Return the pairs of a split for the trainer; an item is a token of the target after bos."""
+    assert encoded.targets is not None
+    targets = encoded.targets
+
+    def make(chosen: np.ndarray) -> Batch:
+        source = pad([encoded.sources[index] for index in chosen], PAD)  # (batch, source)
+        target = pad([targets[index] for index in chosen], PAD)  # (batch, target)
+        items = sum(len(targets[index]) - 1 for index in chosen)
+        return Batch({"source": source, "source_mask": source != PAD, "target": target}, items, chosen)
+
+    return Examples(encoded.lengths, make, lambda example: where(int(encoded.row[example])))
+
+
+def make_loss(smoothing: float, sampling: float) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return the loss of the loop: cross-entropy summed over the target's tokens."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        device = next(model.parameters()).device
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        return sequence_loss(model, **inputs, label_smoothing=smoothing, sampling=sampling)
+
+    return loss
+
+
+@torch.inference_mode()
+def mean_loss(parts: EncoderDecoder, encoded: EncodedPairs, config: TrainConfig) -> float:
+    """Return the cross-entropy of a token of the targets, in nats, without smoothing."""
+    examples = collate(encoded)
+    loss, total, items = make_loss(0.0, 0.0), 0.0, 0
+    size = config.per_device_eval_batch_size
+    parts.model.eval()
+    with _arithmetic(parts.model, config):
+        for chosen in evaluation_batches(encoded.lengths, size, size * 2 * TOKENS_OF_A_SIDE):
+            batch = examples.collate(chosen)
+            total += float(loss(parts.model, batch))
+            items += batch.items
+    return total / items
+
+
+def write(
+    parts: EncoderDecoder, sources: Sequence[np.ndarray], search: SearchConfig, config: TrainConfig, seed: int
+) -> Written:
+    """Decode every source; texts come back in the order of the sources."""
+    started = time.perf_counter()
+    parts.model.eval()
+    device = next(parts.model.parameters()).device
+    with _arithmetic(parts.model, config):
+        found = search_all(parts.model, sources, search, seed=seed, device=device)
+    best = [hypothesis.tokens for several in found for hypothesis in several]
+    texts = iter(parts.vocabularies.decode_targets(best))
+    written = [[next(texts) for _ in several] for several in found]
+    scores = [several[0].log_probability / (len(several[0].tokens) + 1) for several in found]
+    return Written(written, scores, time.perf_counter() - started)
+
+
+def _arithmetic(model: nn.Module, config: TrainConfig) -> torch.autocast:
+    kind = AUTOCAST[config.mixed_precision]
+    return torch.autocast(next(model.parameters()).device.type, kind, enabled=kind != torch.float32)
+
+
+def _cut(row: Sequence[int], longest: int) -> np.ndarray:
+    kept = list(row) if len(row) <= longest else [*row[: longest - 1], EOS]
+    return np.array(kept, dtype=np.int32)

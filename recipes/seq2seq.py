@@ -1,0 +1,134 @@
+"""Train a sequence-to-sequence model from scratch, beside copying, retrieval and the like: translation and its kin.
+
+The models are the project's own: a Transformer (Vaswani et al. 2017), or a recurrent encoder-decoder with or without
+attention (Sutskever et al. 2014, Cho et al. 2014, Bahdanau et al. 2015, Luong et al. 2015).
+"""
+
+import time
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from finetune import hardware, text_evaluation
+from finetune.config import Seed, configclass, field, to_tree
+from finetune.data.columns import Split
+from finetune.data.sequences import SequenceDataConfig, read_splits
+from finetune.report import opening
+from finetune.report.card import model_card
+from finetune.report.text_results import TextConclusion, TextSystem, conclude, judge, run_baselines
+from finetune.run import Run, environment
+from finetune.seq2seq import encoder_decoder as networks
+from finetune.seq2seq import vocabulary
+from finetune.seq2seq.encoder_decoder import Lengths, NetworkConfig
+from finetune.seq2seq.search import SearchConfig
+from finetune.seq2seq.vocabulary import VocabularyConfig
+from finetune.text_evaluation import Task, TextPredictions, task_named
+from finetune.trainer import TrainConfig, Trainer
+
+Tokens = Annotated[int, Field(gt=2)]
+
+
+@configclass
+class Config:
+    """Settings of the recipe."""
+
+    task: str = field("translation", "what is scored: translation, summarization, dialogue, question_answering, ...")
+    language: str | None = field(None, "of the targets, e.g. zh: how they are cut into words for the scores")
+    data: SequenceDataConfig = field(SequenceDataConfig, "files and columns")
+    vocabulary: VocabularyConfig = field(VocabularyConfig, "tokens, learnt from train")
+    network: NetworkConfig = field(NetworkConfig, "the model")
+    max_source_length: Tokens = field(256, "tokens of a source; data.on_long says what happens beyond")
+    max_target_length: Tokens = field(256, "tokens of a target")
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = field(0.1, "probability spread over all tokens")
+    search: SearchConfig = field(SearchConfig, "how texts are written at the end and by predict")
+    baseline: Literal["auto", "none"] = field("auto", "auto: copy, most frequent target, retrieval, lead beside the model")
+    train: TrainConfig = field(
+        lambda: TrainConfig(
+            per_device_train_batch_size=64, lr_scheduler_type="inverse_sqrt", adam_beta2=0.98, weight_decay=0.0001,
+            metric_for_best_model="auto",
+        ),
+        "the loop",
+    )  # fmt: skip
+    seed: Seed = field(1, "of first weights, order, dropout and held-out rows")
+    seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")
+    output_dir: str | None = field(None, "run folder; default runs/<recipe>-<date>-<time>")
+
+
+def train(config: Config, run: Run) -> dict[str, Any]:
+    """Train, keep the epoch with the best validation score of greedy decoding, and judge it beside the baselines."""
+    began, task = time.perf_counter(), task_named(config.task, config.language)
+    asked, longest = config.train, _longest(config)
+    config = replace(config, train=networks.resolve(asked, config.network, task.decides))
+    upwards = text_evaluation.greater_is_better(config.train.metric_for_best_model, task)
+    splits = read_splits(config.data, seed=config.seed)
+    found = opening.say_pairs(run, config.data, splits)
+    words = vocabulary.train(splits["train"].sources(), splits["train"].targets(), config.vocabulary)
+    encoded = {
+        name: networks.encode(split, words, longest, networks.rule(config.data.on_long, train=name == "train"))
+        for name, split in splits.items()
+    }
+    found |= opening.say_vocabularies(run, words, splits, encoded)
+    parts = networks.build(config.network, words, longest, config.seed)
+    loss = networks.make_loss(config.label_smoothing_factor, config.network.scheduled_sampling)
+    loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, width=config.network.hidden_size)
+    examples = networks.collate(encoded["train"], splits["train"].where)
+    opening.say_model(run, parts.described, config.train, asked, len(loop.plan(examples)), "pair")
+    if run.dry_run:
+        return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters)
+
+    beside = run_baselines(task, splits) if config.baseline == "auto" else []
+    opening.say_text_baselines(run, beside, task)
+    hashes = {file: digest for split in splits.values() for file, digest in split.sha256.items()}
+    place = environment(config.seed, hardware.describe(config.train.use_cpu), hashes)
+    run.start({"recipe": "seq2seq", **to_tree(config)}, place)
+
+    def validate() -> dict[str, float]:
+        greedy = networks.write(parts, encoded["validation"].sources, config.search.greedy(), config.train, config.seed)
+        told = judge(splits["validation"], [texts[0] for texts in greedy.texts])
+        return text_evaluation.values(told, task) | {"loss": networks.mean_loss(parts, encoded["validation"], config.train)}
+
+    progress = loop.fit(examples, validate, greater_is_better=upwards)
+    rates = opening.say_costs(run, progress, loop.estimated_seconds)
+    run.save_model(parts.save)
+    others = [name for name in splits if name != "train"]
+    written = {n: networks.write(parts, encoded[n].sources, config.search, config.train, config.seed) for n in others}
+    judged = {name: judge(splits[name], [t[0] for t in written[name].texts], written[name].scores) for name in others}
+    evaluating = written["test" if "test" in written else "validation"].seconds
+    results = conclude(
+        run,
+        TextConclusion(
+            recipe="seq2seq",
+            model=parts.described,
+            task=task,
+            system=TextSystem(parts.name, judged, progress.seconds),
+            baselines=beside,
+            splits=splits,
+            seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
+            throughput=rates,
+            diagnostics=found | {"parameters": parts.parameters},
+        ),
+    )
+    run.write_card(model_card(results, to_tree(config), place))
+    return results
+
+
+def evaluate(config: Config, run: Run, data: Split) -> tuple[TextPredictions, Task]:
+    """Write a text for each source of a file that training never saw, beside its references."""
+    rows = predict(config, run, data)
+    told = judge(data, [row["predicted"] for row in rows], [row["score"] for row in rows])
+    return told, task_named(config.task, config.language)
+
+
+def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
+    """Write a text for each source: one row each, in order; `hypotheses` are the n best where several were asked for."""
+    parts = networks.load(run.model)
+    encoded = networks.encode(inputs, parts.vocabularies, _longest(config), "truncate", with_targets=False)
+    opening.say_cut(run, encoded.long, len(inputs), config.max_source_length, "truncate")
+    settings = networks.resolve(config.train, config.network, "loss")
+    written = networks.write(parts, encoded.sources, config.search, settings, config.seed)
+    return networks.predicted_rows(inputs, written)
+
+
+def _longest(config: Config) -> Lengths:
+    return Lengths(config.max_source_length, config.max_target_length)
