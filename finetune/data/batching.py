@@ -22,10 +22,14 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What the trainer needs to know of a data set: the length of each example in tokens, and how to collate some."""
+    """What the trainer needs to know of a data set: the length of each example in tokens, and how to collate some.
+
+    `name` says where an example comes from, e.g. `train.csv:42`.
+    """
 
     lengths: np.ndarray
     collate: Callable[[np.ndarray], Batch]
+    name: Callable[[int], str] = str
 
 
 @dataclasses.dataclass(frozen=True)
