@@ -367,6 +367,8 @@ def _fit_counters(
                 count = counter.fit([column[i] for i in some]).transform(column)
         except ValueError:  # "empty vocabulary": texts of single letters, say, have no words of two
             continue
+        # Plain numbers: skops would write each of scikit-learn's numpy ones as a file of its own (minutes for 40,000).
+        counter.vocabulary_ = {term: int(place) for term, place in counter.vocabulary_.items()}
         kept.append(block)
         counters.append(counter)
         counts.append(count)
@@ -429,6 +431,8 @@ def _fold_features(
 
 def _fit_linear(features: sparse.csr_matrix, targets: np.ndarray, candidate: Candidate, task: _Task) -> Linear:
     """Fit one linear decision for each label against the rest; a label without a row is never decided for."""
+    features = features.astype(np.float64)  # liblinear's own kind, sorted: once, not in each fit
+    features.sum_duplicates()
     weights = np.zeros((features.shape[1], task.labels), dtype=np.float32)
     bias = np.full(task.labels, NEVER)
     if task.multi_label:

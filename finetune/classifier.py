@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import cpu, pretrained
+from finetune import cpu, hardware, pretrained
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import LabelMap
 from finetune.data.encode import Encoded
 from finetune.errors import Exit, UserError, did_you_mean
+from finetune.first_token import read_only_first_token
 from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
+from finetune.run import read_json
 from finetune.trainer import TrainConfig
 
 AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A batch for scoring holds per_device_eval_batch_size texts of this length, or fewer longer ones.
 TOKENS_OF_A_TEXT = 128
+READING = "finetune"  # key of a model's task_specific_params
 GPU_MULTIPLE = 8  # tensor cores want widths that are multiples of 8
 
 
@@ -50,8 +53,13 @@ class Classifier:
         kind = str(self.model.config.model_type)
         return {"bert": "BERT", "gpt2": "GPT-2", "roberta": "RoBERTa", "distilbert": "DistilBERT"}.get(kind, kind)
 
-    def save(self, folder: Path) -> None:
-        """Write weights, config with the label names, and tokenizer, so that from_pretrained loads them."""
+    def save(self, folder: Path, max_length: int, on_long: str) -> None:
+        """Write weights, config with the label names, and tokenizer, so that from_pretrained loads them.
+
+        How texts were read in training stands in the config's task_specific_params, so that the folder alone is enough
+        to score as the run does.
+        """
+        self.model.config.task_specific_params = {READING: {"max_length": max_length, "on_long": on_long}}
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -81,14 +89,22 @@ def load(model: str, labels: LabelMap, seed: int) -> Classifier:
         problem_type="multi_label_classification" if labels.multi_label else "single_label_classification",
     )
     cpu.prepare(network)
+    read_only_first_token(network)
     return Classifier(network, tokenizer, labels, source)
 
 
 def load_trained(folder: str) -> Classifier:
-    """Load a fine-tuned classifier with the label names in its config."""
+    """Load a fine-tuned classifier with the label names in its config; raises UserError (65) where it has no head."""
     source = pretrained.locate(folder)
+    made_as = read_json(Path(folder) / "config.json").get("architectures") or [""]
+    if not any(str(name).endswith("ForSequenceClassification") for name in made_as):
+        raise UserError(
+            Exit.BAD_DATA, f"{folder} is {made_as[0] or 'no model'}, not a classifier; train one: finetune train"
+        )
     tokenizer = pretrained.load_tokenizer(source)
     network = pretrained.load_model(AutoModelForSequenceClassification, source, tokenizer)
+    read_only_first_token(network)
+    network.to(hardware.device_type(use_cpu=False))
     names = network.config.id2label
     multi_label = network.config.problem_type == "multi_label_classification"
     return Classifier(
@@ -115,8 +131,16 @@ def greater_is_better(metric: str) -> bool:
     return metric not in LOWER_IS_BETTER
 
 
-def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.ndarray | None = None) -> Examples:
-    """Return the examples of a split for the trainer; a batch is padded on the right to its longest text."""
+def collate(
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    targets: np.ndarray | None = None,
+    where: Callable[[int], str] = str,
+) -> Examples:
+    """Return the examples of a split for the trainer; a batch is padded on the right to its longest text.
+
+    `where` says where a row of the split comes from.
+    """
     multiple = GPU_MULTIPLE if torch.cuda.is_available() else 1
     lengths_of_all = encoded.lengths  # worked out from all offsets: once, not for each batch
 
@@ -131,7 +155,7 @@ def collate(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, targets: np.nd
             tensors["labels"] = torch.from_numpy(targets[encoded.row[chosen]])
         return Batch(tensors, len(chosen), chosen)
 
-    return Examples(lengths_of_all, make)
+    return Examples(lengths_of_all, make, lambda example: where(int(encoded.row[example])))
 
 
 def class_weights(targets: np.ndarray, labels: LabelMap) -> Tensor:
@@ -173,7 +197,10 @@ class Scored:
 
 
 def predict(classifier: Classifier, encoded: Encoded, config: TrainConfig) -> Scored:
-    """Score every row of a split; the probabilities of a text's windows are averaged."""
+    """Score every row of a split; the probabilities of a text's windows are averaged.
+
+    Raises UserError (70) where the weights have diverged.
+    """
     model = classifier.model
     device, batch_size = next(model.parameters()).device, config.per_device_eval_batch_size
     examples = collate(encoded, classifier.tokenizer)
@@ -190,5 +217,7 @@ def predict(classifier: Classifier, encoded: Encoded, config: TrainConfig) -> Sc
             share = torch.sigmoid(logits) if classifier.labels.multi_label else torch.softmax(logits, dim=-1)
             np.add.at(totals, encoded.row[chosen], share.double().cpu().numpy())
     model.train(was_training)
+    if not np.isfinite(totals).all():
+        raise UserError(Exit.DIVERGED, "the model's probabilities are not finite; try a lower learning_rate")
     windows = np.bincount(encoded.row, minlength=encoded.rows)
     return Scored(totals / windows[:, None], time.perf_counter() - started)

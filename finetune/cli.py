@@ -31,6 +31,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in
 DryRun = Annotated[bool, typer.Option("--dry-run", help="measure three updates, print cost, write nothing")]
 TextColumn = Annotated[str | None, typer.Option("--text-column", help="column of the text in the file")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="column of the label in the file")]
+PairColumn = Annotated[str | None, typer.Option("--text-pair-column", help="column of the second text in the file")]
+IdColumn = Annotated[str | None, typer.Option("--id-column", help="column of the row's id in the file")]
+Encoding = Annotated[str | None, typer.Option("--encoding", help="encoding of the file, if not that of train")]
+Delimiter = Annotated[str | None, typer.Option("--delimiter", help="column separator of the file")]
 
 
 @app.command()
@@ -81,6 +85,10 @@ def evaluate(
     data: Annotated[str, typer.Option("--data", help="labelled file that training never saw")],
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    text_pair_column: PairColumn = None,
+    id_column: IdColumn = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     drop_leaked: Annotated[bool, typer.Option("--drop-leaked", help="leave out texts that stand in train")] = False,
     as_json: Json = False,
 ) -> None:
@@ -91,11 +99,15 @@ def evaluate(
     _quiet_environment()
     from finetune import commands, terminal
 
-    columns = _columns(text_column, label_column)
-    found = commands.evaluate(run, data, drop_leaked=drop_leaked, columns=columns)
+    reading = _reading(
+        text_column=text_column, label_column=label_column, text_pair_column=text_pair_column, id_column=id_column,
+        encoding=encoding, delimiter=delimiter,
+    )  # fmt: skip
+    found = commands.evaluate(run, data, drop_leaked=drop_leaked, reading=reading)
     if as_json:
         return _print_json(found["scores"])
     left_out = f", {found['left_out']} left out (in train)" if drop_leaked else ""
+    left_out += f", {found['skipped']} without text or label left out" if found["skipped"] else ""
     _print(f"{terminal.count(found['rows'], 'row')}{left_out}; in brackets the 95 % interval")
     for name, value in found["scores"].items():
         _print(f"{name:<12} {terminal.interval(value)}")
@@ -108,6 +120,10 @@ def predict(
     input: Annotated[str | None, typer.Option("--input", help="file of texts; without it, lines of stdin")] = None,
     output: Annotated[str | None, typer.Option("--output", help="JSONL file to write; without it, stdout")] = None,
     text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    id_column: IdColumn = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     as_json: Json = False,
 ) -> None:
     """Label texts, one row each, in order.
@@ -123,7 +139,11 @@ def predict(
         raise UserError(Exit.USAGE, "give texts: --input FILE, or lines on standard input")
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise UserError(Exit.IO_FAILED, f"--output {output}: there is no folder {Path(output).parent}")
-    rows = commands.predict(run, input if input is not None else iter(sys.stdin), columns=_columns(text_column, None))
+    reading = _reading(
+        text_column=text_column, text_pair_column=text_pair_column, id_column=id_column, encoding=encoding,
+        delimiter=delimiter,
+    )  # fmt: skip
+    rows = commands.predict(run, input if input is not None else iter(sys.stdin), reading=reading)
     if output is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         write_atomic(Path(output), "".join(lines).encode())
@@ -344,9 +364,9 @@ def _quiet_environment() -> None:
         warnings.simplefilter("ignore")
 
 
-def _columns(text_column: str | None, label_column: str | None) -> list[str]:
-    given = {"data.text_column": text_column, "data.label_column": label_column}
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+def _reading(**given: str | None) -> list[str]:
+    """Return the options of a command that reads another file as settings of data."""
+    return [f"data.{name}={value}" for name, value in given.items() if value is not None]
 
 
 def _prediction_line(row: dict[str, Any]) -> str:

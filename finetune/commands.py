@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune import config as configuration
 from finetune import hardware, pretrained
+from finetune.classifier import READING
 from finetune.config import flatten, read_yaml, to_tree
 from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
@@ -23,6 +24,7 @@ from finetune.run import Run, environment, read_json
 from recipes import RECIPES
 
 MODEL_FOLDER_RECIPE = "bert_classification"
+AS_LONG_AS_THE_MODEL_READS = 1_000_000
 PRESETS = Path(importlib.import_module("recipes").__file__ or "").parent / "presets"
 
 
@@ -52,10 +54,14 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
     module = recipe_module(name)
     config, notes = configuration.load(module.Config, overrides, path)
     if config.output_dir is None:
+        if options.resume:
+            raise UserError(Exit.USAGE, "--resume: which run? give output_dir=RUN")
         moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         config = dataclasses.replace(config, output_dir=f"runs/{name}-{moment}")
+    if config.seeds and len(set(config.seeds)) < len(config.seeds):
+        raise UserError(Exit.USAGE, f"seeds={config.seeds}: a seed is given twice")
     if options.resume:
-        config = _as_before(config, Path(config.output_dir))
+        config = _as_before(name, config, Path(config.output_dir))
     with Run(config.output_dir, **dataclasses.asdict(options)) as run:
         for note in notes:
             run.say("note", note)
@@ -64,26 +70,37 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
         return {"output_dir": str(config.output_dir), **module.train(config, run)}
 
 
-def evaluate(run: str, data: str, *, drop_leaked: bool = False, columns: Sequence[str] = ()) -> dict[str, Any]:
-    """Score a run on a labelled file that training never saw: {"rows", "left_out", "scores"}."""
+def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequence[str] = ()) -> dict[str, Any]:
+    """Score a run on a labelled file that training never saw: {"rows", "left_out", "skipped", "scores"}.
+
+    `reading` are settings of data that differ from the run's, e.g. `data.text_column=body`.
+    """
     pretrained.quiet()
-    folder, module, config = _trained(run, columns)
+    folder, module, config = _trained(run, reading)
     split = read_split("test", data, config.data)
     left_out = 0
     if drop_leaked:
-        leaked = set(leaks(read_split("train", config.data.train, config.data), split).tolist())
+        before = _trained(run, ())[2].data
+        if before.train is None:
+            raise UserError(Exit.USAGE, f"--drop-leaked: {run} does not name a training file to look for texts in")
+        leaked = set(leaks(read_split("train", before.train, before), split).tolist())
         left_out = len(leaked)
         split = split.select([row for row in range(len(split)) if row not in leaked])
     predictions = module.evaluate(config, folder, split)
-    return {"rows": len(split), "left_out": left_out, "scores": score(predictions)}
+    return {"rows": len(split), "left_out": left_out, "skipped": split.skipped, "scores": score(predictions)}
 
 
-def predict(run: str, input: str | Iterator[str], *, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Label the texts of a file, or of lines: one row each, in order."""
+def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Label the texts of a file, or of lines: one row each, in order; a row without text is an error, never left out.
+
+    `reading` are settings of data that differ from the run's, e.g. `data.text_column=body`.
+    """
     pretrained.quiet()
-    folder, module, config = _trained(run, columns)
+    folder, module, config = _trained(run, reading)
     if isinstance(input, str):
-        split = read_split("input", input, config.data, labelled=False)
+        split = read_split("input", input, dataclasses.replace(config.data, on_empty="error"), labelled=False)
+    elif config.data.text_pair_column is not None:
+        raise UserError(Exit.USAGE, f"{run} was trained on pairs of texts; give a file: --input FILE")
     else:
         split = from_lines("stdin", input)
     rows: list[dict[str, Any]] = module.predict(config, folder, split)
@@ -101,6 +118,8 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     if len(read) < len(runs):
         raise UserError(Exit.USAGE, "a run is given twice; give two different runs")
     pairs = [(a, b) for place, a in enumerate(runs) for b in runs[place + 1 :]]
+    for a, b in pairs:
+        _check_same_texts(a, read[a], b, read[b])
     found = compare_all({f"{a}\n{b}": (read[a][0], read[b][0]) for a, b in pairs})
     return [
         {
@@ -196,11 +215,14 @@ def _config_file(file: str | None) -> Path | None:
     return presets[file]
 
 
-def _as_before(config: Any, folder: Path) -> Any:
+def _as_before(recipe: str, config: Any, folder: Path) -> Any:
     """Return the configuration of a run to resume; `auto` takes what it stood for, any other change is refused."""
     stored = folder / "config.yaml"
     if not stored.is_file():
         return config
+    began_as = configuration.yaml_value(stored, "recipe")
+    if began_as != recipe:
+        raise UserError(Exit.USAGE, f"--resume: the run in {folder} began with the recipe {began_as}, not {recipe}")
     before = {path: value for path, (value, _) in read_yaml(stored).items() if path not in {"recipe", "output_dir"}}
     now = flatten(to_tree(config))
     taken = {path: before.get(path) if now[path] == "auto" else now[path] for path in before if path in now}
@@ -213,6 +235,9 @@ def _as_before(config: Any, folder: Path) -> Any:
 def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: TrainOptions) -> dict[str, Any]:
     run.start({"recipe": name, **to_tree(config)}, environment(config.seeds[0], hardware.describe(), {}))
     parts: dict[int, Run] = {}
+    held = config.data.validation_seed
+    # All seeds hold out the same rows, or they could not be scored together.
+    data = dataclasses.replace(config.data, validation_seed=config.seeds[0] if held is None else held)
     for seed in config.seeds:
         folder = run.folder / f"seed-{seed}"
         if options.resume and (folder / "results.json").is_file():
@@ -220,11 +245,14 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
             parts[seed] = Run.open(folder)
             continue
         run.say("seed", str(seed))
-        of_seed = dataclasses.replace(config, seed=seed, seeds=None, output_dir=str(folder))
+        of_seed = dataclasses.replace(config, data=data, seed=seed, seeds=None, output_dir=str(folder))
+        of_seed = _as_before(name, of_seed, folder) if options.resume else of_seed
         with Run(folder, resume=options.resume) as part:
-            module.train(of_seed, part)
+            try:
+                module.train(of_seed, part)
+            finally:
+                run.updated |= part.updated  # what the seed left on disk must outlive a stop
             parts[seed] = part
-        run.updated = True
     results = reporting.combine(run, parts)
     place = read_json(parts[config.seeds[0]].folder / "environment.json")
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
@@ -232,22 +260,30 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
     return results
 
 
-def _trained(run: str, columns: Sequence[str]) -> tuple[Run, ModuleType, Any]:
+def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
     """Open a run, or a plain model folder, with its recipe and configuration."""
     folder = Run.open(run)
     if not folder.config_file.is_file():
         module = recipe_module(MODEL_FOLDER_RECIPE)
-        config, _ = configuration.load(module.Config, list(columns))
+        config, _ = configuration.load(module.Config, [*_reading_of(folder.model), *reading])
         return folder, module, config
     seeds = sorted(folder.folder.glob("seed-*"))
     if seeds:
         best = folder.results()["diagnostics"]["best_seed_on_validation"]
-        return _trained(str(folder.folder / f"seed-{best}"), columns)
+        return _trained(str(folder.folder / f"seed-{best}"), reading)
     if not folder.model.is_dir():
         raise UserError(Exit.NO_INPUT, f"{run} has no model/: the run did not end; repeat its command with --resume")
     module = recipe_module(configuration.yaml_value(folder.config_file, "recipe") or "")
-    config, _ = configuration.load(module.Config, list(columns), folder.config_file)
+    config, _ = configuration.load(module.Config, list(reading), folder.config_file)
     return folder, module, config
+
+
+def _reading_of(model: Path) -> list[str]:
+    """Return how a plain model folder reads texts: as it was trained, or up to all that the model can read."""
+    stored = (read_json(model / "config.json").get("task_specific_params") or {}).get(READING)
+    if stored is None:
+        return [f"max_length={AS_LONG_AS_THE_MODEL_READS}"]
+    return [f"max_length={stored['max_length']}", f"data.on_long={stored['on_long']}"]
 
 
 def _stored_predictions(name: str) -> tuple[list[Predictions], list[str]]:
@@ -261,6 +297,18 @@ def _stored_predictions(name: str) -> tuple[list[Predictions], list[str]]:
         found.append(from_rows(rows, diagnostics["labels"]))
         texts = [row["text"] for row in rows]
     return found, texts
+
+
+def _check_same_texts(
+    a: str, of_a: tuple[list[Predictions], list[str]], b: str, of_b: tuple[list[Predictions], list[str]]
+) -> None:
+    """Refuse runs whose rows share their ids and not their texts: the same sentences in two languages, for example."""
+    texts = dict(zip(of_b[0][0].ids, of_b[1], strict=True))
+    for identity, text in zip(of_a[0][0].ids, of_a[1], strict=True):
+        if texts.get(identity, text) != text:
+            raise UserError(
+                Exit.BAD_DATA, f"{a} and {b} have different texts for id {identity}; score both on one file"
+            )
 
 
 def _differ(a: tuple[list[Predictions], list[str]], b: tuple[list[Predictions], list[str]]) -> list[dict[str, Any]]:

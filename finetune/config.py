@@ -23,6 +23,7 @@ MAX_YAML_BYTES = 1_000_000
 MAX_YAML_DEPTH = 50
 PLAIN_TAGS = {"map", "seq", "str", "timestamp", "int", "float", "bool", "null", "merge", "value"}
 T = TypeVar("T")
+Seed = typing.Annotated[int, Field(ge=0, lt=2**32)]  # what every library's generator takes
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field,))

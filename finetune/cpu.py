@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -69,6 +70,8 @@ class FastDropout(nn.Module):
 
 def dropout(input: Tensor, p: float) -> Tensor:
     """Set elements to zero with probability p and scale the others by 1 / (1 - p)."""
+    if input.device.type != "cpu":  # the model was prepared for a CPU and then moved
+        return functional.dropout(input, p)
     result: Tensor = _Dropout.apply(input, p)
     return result
 
@@ -99,7 +102,7 @@ def attention(
     **settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as transformers' sdpa does, (batch, heads, time, dim), with dropout of the weights from `keep_mask`."""
-    if dropout == 0.0:
+    if dropout == 0.0 or query.device.type != "cpu":
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **settings
         )

@@ -13,6 +13,7 @@ from finetune.errors import Exit, UserError
 from finetune.significance import Sample
 
 ERRORS_SHOWN = 40
+SMALL = 1e-3
 DIGITS = 6  # of a probability in a predictions file
 
 
@@ -162,12 +163,16 @@ def diagnose(predictions: Predictions, texts: Sequence[str]) -> dict[str, Any]:
 def to_rows(predictions: Predictions, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Return the lines of predictions/test.jsonl: {"id", "text", "text_pair"?, "gold", "predicted", "probabilities"}.
 
-    Probabilities have 6 digits; single-label, the largest takes up what rounding lost, so that a row still sums to 1.
+    Probabilities have 6 decimals, small ones 6 digits (a loss is their logarithm); single-label, the largest takes up
+    what rounding lost, so that a row still sums to 1.
     """
-    rounded = np.round(predictions.probabilities.astype(np.float64), DIGITS)
+    exact = predictions.probabilities.astype(np.float64)
+    rounded = np.round(exact, DIGITS)
+    small = np.flatnonzero(exact < SMALL)
+    rounded.flat[small] = [float(f"{value:.{DIGITS}g}") for value in exact.flat[small]]
     if not predictions.multi_label:
         top = (np.arange(len(rounded)), rounded.argmax(axis=1))
-        rounded[top] = np.round(rounded[top] + 1 - rounded.sum(axis=1), DIGITS)
+        rounded[top] = np.round(rounded[top] + 1 - rounded.sum(axis=1), 2 * DIGITS)
     rows = []
     for i, identity in enumerate(predictions.ids):
         row: dict[str, Any] = {"id": identity, "text": texts[i]}

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from finetune.errors import Exit, UserError
+
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -37,7 +39,7 @@ def cpu_has_bf16() -> bool:
 
 
 def choose_precision(requested: str, use_cpu: bool) -> PrecisionChoice:
-    """Resolve `mixed_precision=auto|no|bf16|fp16` for this machine."""
+    """Resolve `mixed_precision=auto|no|bf16|fp16` for this machine; raises UserError (2) for fp16 on a CPU."""
     if device_type(use_cpu) == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         best: Precision = "bf16" if native else "fp16"
@@ -46,6 +48,8 @@ def choose_precision(requested: str, use_cpu: bool) -> PrecisionChoice:
         if cpu_has_bf16():
             return PrecisionChoice("bf16", "bf16 instructions here")
         return PrecisionChoice("no", "no bf16 instructions here")
+    if requested == "fp16":
+        raise UserError(Exit.USAGE, "mixed_precision=fp16 needs a GPU; give mixed_precision=auto")
     warning = ""
     if requested == "bf16" and not cpu_has_bf16():
         warning = "this CPU has no bf16 instructions: bf16 was measured 6 times slower than fp32 on such a CPU"

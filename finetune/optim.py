@@ -10,6 +10,8 @@ import transformers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from finetune.errors import Exit, UserError
+
 LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
 PAPER_WIDTH = 768
 PAPER_LEARNING_RATE = 2e-5
@@ -50,8 +52,14 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
 
 
 def freeze(model: nn.Module, layers: int) -> int:
-    """Stop training the embeddings and the lowest `layers` layers; return how many parameters stay trained."""
+    """Stop training the embeddings and the lowest `layers` layers; return how many parameters stay trained.
+
+    Raises UserError (2) where the model has fewer layers.
+    """
     depths = layer_depths(name for name, _ in model.named_parameters())
+    most = max(depths.values(), default=1) - 1
+    if layers > most:
+        raise UserError(Exit.USAGE, f"frozen_layers={layers}: the model has {most} layers; give {most} at most")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layers == 0 or depths[name] > layers)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

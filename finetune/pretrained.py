@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,13 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +35,14 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+WEIGHT_SUFFIXES = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".json",
+}  # other dots stand in Hub names: bge-small-en-v1.5
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PROBE_SECONDS = 3.0
 COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"}  # the first position is pad_token_id + 1
@@ -54,7 +69,7 @@ def locate(model: str) -> Source:
     folder = Path(model)
     if folder.is_dir():
         return _local(folder, model)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model or folder.suffix:
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model or folder.suffix in WEIGHT_SUFFIXES:
         raise UserError(Exit.NO_INPUT, f"model={model}: no such folder")
     return _on_hub(model)
 
@@ -104,7 +119,9 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
 
 def context_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the model can read (512 for BERT, 1,024 for GPT-2)."""
-    positions = config.max_position_embeddings
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:  # T5 and XLNet count distances, not positions
+        return int(tokenizer.model_max_length)
     if config.model_type in COUNT_FROM_PADDING:
         positions -= config.pad_token_id + 1
     return int(min(positions, tokenizer.model_max_length))
@@ -154,14 +171,17 @@ def _local(folder: Path, model: str) -> Source:
 
 
 def _on_hub(model: str) -> Source:
-    cached = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        raise UserError(Exit.NO_INPUT, f"model={model}: no such folder, and no name that the Hub could have") from None
     if constants.HF_HUB_OFFLINE and isinstance(cached, str):
         return Source(model, model, True, f"revision:{Path(cached).parent.name}")
     try:
         # from_pretrained retries for 23 s without a network; one short question first.
-        found = huggingface_hub.get_hf_file_metadata(
-            huggingface_hub.hf_hub_url(model, "config.json"), timeout=PROBE_SECONDS
-        )
+        found = _within(PROBE_SECONDS + 1, huggingface_hub.hf_hub_url(model, "config.json"))
+    except EntryNotFoundError:
+        raise UserError(Exit.NO_INPUT, f"model={model}: the Hub's repository has no config.json") from None
     except (RepositoryNotFoundError, GatedRepoError) as error:
         reason = (
             "is gated: accept its terms and log in"
@@ -176,6 +196,26 @@ def _on_hub(model: str) -> Source:
             return Source(model, model, True, f"revision:{Path(cached).parent.name}")
         raise _unreachable(model) from None
     return Source(model, model, False, f"revision:{found.commit_hash}")
+
+
+def _within(seconds: float, url: str) -> Any:
+    """Ask the Hub for a file's metadata in a thread: looking up a name can block for much longer than any timeout."""
+    answers: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS))
+        except Exception as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answers:
+        raise TimeoutError(url)
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    return answers[0]
 
 
 def _unreachable(model: str) -> UserError:

@@ -27,7 +27,7 @@ RECORDED_PACKAGES = (
     "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "numpy", "skops",
 )  # fmt: skip
 OWN_NAMES = (
-    "config.yaml", "environment.json", "train.log", "metrics.jsonl", "results.json", "README.md", "crash.log",
+    "config.yaml", "environment.json", "train.log", "metrics.jsonl", "results.json", "README.md",
     "checkpoints", "model", "predictions",
 )  # fmt: skip
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
@@ -66,6 +66,7 @@ class Run:
         path = Path(folder)
         run = cls.__new__(cls)
         run.folder, run._model, run._quiet = path, path / "model", False
+        run._log = []  # what is said of a finished run is not written into it
         if not (path / "config.yaml").is_file():
             if not (path / "config.json").is_file():
                 what = "is neither a run nor a model folder" if path.is_dir() else "no such folder"

@@ -38,7 +38,7 @@ class TrainConfig:
     num_train_epochs: Annotated[float, Field(gt=0)] | Literal["auto"] = field(
         "auto", "passes; auto: by rows and classes"
     )
-    max_steps: int = field(-1, "stop after so many updates; -1: after num_train_epochs")
+    max_steps: Positive | Literal[-1] = field(-1, "stop after so many updates; -1: after num_train_epochs")
     per_device_train_batch_size: Positive = field(32, "examples of a micro-batch")
     per_device_eval_batch_size: Positive = field(64, "examples of a batch in scoring, at most")
     gradient_accumulation_steps: Positive = field(1, "micro-batches of an update")
@@ -145,7 +145,7 @@ class Trainer:
                 self._count(step + 1, examples, update, time.perf_counter() - started)
                 self._estimate_rest(plan, examples)
                 self._tell(bar, task, plan, epoch)
-                self._log(epoch, float(scheduler.get_last_lr()[0]))
+                self._log(epoch, float(scheduler.get_last_lr()[0]), last=step + 1 == len(plan))
                 if self._evaluation_due(plan):
                     self._evaluate(evaluate, epoch, greater_is_better)
                 stopping = self._patience_lost()
@@ -219,7 +219,7 @@ class Trainer:
         norm = self._clip()
         total = float(self.accelerator.reduce(torch.stack(losses).sum(), reduction="mean"))
         if not math.isfinite(total) or not math.isfinite(norm):
-            self._diverged(step, total, update)
+            self._diverged(step, total, [examples.name(int(row)) for row in update])
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.window.append((total * items, items, norm))
@@ -244,14 +244,13 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         return 0.0 if self.config.mixed_precision == "fp16" else float(norm)  # fp16 overflows are the scaler's business
 
-    def _diverged(self, step: int, loss: float, update: np.ndarray) -> None:
-        self.run.metric({"step": step + 1, "loss": loss, "examples": update.tolist()})
-        rows = ", ".join(str(row) for row in update[:8])
+    def _diverged(self, step: int, loss: float, names: list[str]) -> None:
+        self.run.metric({"step": step + 1, "loss": loss, "examples": names})
         what = "loss is not finite" if not math.isfinite(loss) else "gradient is not finite"
         raise UserError(
             Exit.DIVERGED,
-            f"{what} ({loss}) at update {step + 1} (rows {rows}{' ...' if len(update) > 8 else ''} of train)\n"
-            f"nothing was overwritten; try a lower learning_rate than {self.config.learning_rate:g}",
+            f"{what} ({loss}) at update {step + 1} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})\n"
+            f"earlier checkpoints stay as they are; try a lower learning_rate than {self.config.learning_rate:g}",
         )
 
     # Between updates
@@ -282,8 +281,8 @@ class Trainer:
             rate = (progress.tokens - tokens) / (progress.seconds - seconds)
             self.estimated_seconds = seconds + (total - tokens) / rate
 
-    def _log(self, epoch: int, learning_rate: float) -> None:
-        if self.progress.step % self.config.logging_steps:
+    def _log(self, epoch: int, learning_rate: float, *, last: bool) -> None:
+        if self.progress.step % self.config.logging_steps and not last:
             return
         losses, items, norms = (sum(column) for column in zip(*self.progress.window, strict=True))
         record = {"step": self.progress.step, "epoch": epoch, "loss": losses / items, "learning_rate": learning_rate}
@@ -407,11 +406,14 @@ def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> Trai
     return dataclasses.replace(
         config,
         learning_rate=optim.auto_learning_rate(width, classes) if rate == "auto" else rate,
-        num_train_epochs=(
-            optim.auto_epochs(rows, config.per_device_train_batch_size, classes, width) if epochs == "auto" else epochs
-        ),
+        num_train_epochs=(optim.auto_epochs(rows, update_size(config), classes, width) if epochs == "auto" else epochs),
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )
+
+
+def update_size(config: TrainConfig) -> int:
+    """Return the examples of an update on one process."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps
 
 
 def accelerator(config: TrainConfig) -> Accelerator:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from finetune import classifier, evaluation, hardware, optim, trainer
-from finetune.config import configclass, field, to_tree
+from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.data.encode import encode
 from finetune.report import opening
@@ -36,8 +36,8 @@ class Config:
     class_weights: Literal["none", "balanced"] = field("none", "balanced: rare labels weigh more in the loss")
     baseline: Literal["auto", "none"] = field("auto", "auto: TF-IDF and majority class beside the model")
     train: TrainConfig = field(lambda: TrainConfig(metric_for_best_model="macro_f1"), "the loop")
-    seed: int = field(1, "of head, order, dropout and held-out rows")
-    seeds: list[int] | None = field(None, "train once with each, e.g. [1,2,3]")
+    seed: Seed = field(1, "of head, order, dropout and held-out rows")
+    seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")
     output_dir: str | None = field(None, "run folder; default runs/<recipe>-<date>-<time>")
 
 
@@ -60,7 +60,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     weights = classifier.class_weights(targets["train"], labels) if config.class_weights == "balanced" else None
     loss = classifier.make_loss(labels, config.label_smoothing_factor, weights)
     loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, layer_decay=config.layerwise_lr_decay)
-    examples = classifier.collate(encoded["train"], parts.tokenizer, targets["train"])
+    examples = classifier.collate(encoded["train"], parts.tokenizer, targets["train"], splits["train"].where)
     opening.say_model(run, parts, config.train, asked, len(loop.plan(examples)))
     if run.dry_run:
         return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters)
@@ -77,7 +77,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
     progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=upwards)
     rates = opening.say_costs(run, progress, loop.estimated_seconds)
-    run.save_model(parts.save)
+    run.save_model(lambda folder: parts.save(folder, config.max_length, config.data.on_long))
     judged = {name: scored(name) for name in splits if name != "train"}
     evaluating = judged["test" if "test" in judged else "validation"][1]
     results = conclude(
@@ -87,7 +87,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             model=config.model,
             system=System(parts.family, {name: part for name, (part, _) in judged.items()}, progress.seconds),
             baselines=beside,
-            splits={name: splits[name] for name in judged},
+            splits=splits,
             seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
             throughput=rates,
             diagnostics=found | {"parameters": parts.parameters, "trained_parameters": trained},
@@ -111,6 +111,8 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
 
 def _probabilities(config: Config, run: Run, data: Split) -> tuple[classifier.Classifier, Any]:
     parts = classifier.load_trained(str(run.model))
-    encoded = encode(data, parts.tokenizer, min(config.max_length, parts.context), config.data.on_long)
+    max_length = min(config.max_length, parts.context)
+    encoded = encode(data, parts.tokenizer, max_length, config.data.on_long)
+    opening.say_cut(run, encoded, max_length, config.data.on_long)
     settings = trainer.resolve(config.train, width=parts.width, rows=len(data), classes=len(parts.labels.names))
     return parts, classifier.predict(parts, encoded, settings).probabilities

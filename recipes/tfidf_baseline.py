@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from finetune import baselines, evaluation
-from finetune.config import configclass, field, to_tree
+from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.report import opening
 from finetune.report.card import model_card
@@ -19,8 +19,8 @@ class Config:
     """Settings of the recipe."""
 
     data: DataConfig = field(DataConfig, "files and columns")
-    seed: int = field(1, "of the folds and of held-out rows")
-    seeds: list[int] | None = field(None, "train once with each, e.g. [1,2,3]")
+    seed: Seed = field(1, "of the folds and of held-out rows")
+    seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")
     output_dir: str | None = field(None, "run folder; default runs/<recipe>-<date>-<time>")
 
 
@@ -62,7 +62,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             model=model.name,
             system=System(model.name, judged, seconds),
             baselines=[System(constant.name, floor, 0.0)],
-            splits=others,
+            splits=splits,
             seconds={"train": seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
             throughput={"train_examples_per_second": len(source) / seconds},
             diagnostics=found | {"top_features": model.top_features(TOP_FEATURES)},

@@ -101,16 +101,6 @@ def test_ids_come_from_an_id_column_or_from_the_row_number(tmp_path: Path) -> No
     assert "1 row is empty (1 without id)" in refusal(Exit.BAD_DATA, read, blank, id_column="id")
 
 
-def test_the_data_hash_follows_content_and_choice_of_rows_and_not_the_name(tmp_path: Path) -> None:
-    one, other = write(tmp_path, "a.csv", rows_of("xyz")), write(tmp_path, "b.csv", rows_of("xyz"))
-    first = read(one)
-    assert first.data_hash() == read(other).data_hash()
-    assert first.select([0, 1]).data_hash() != first.select([1, 0]).data_hash()
-    Path(other).write_text(Path(other).read_text().replace("text 0", "text 9"))
-    assert first.data_hash() != read(other).data_hash()
-    assert len(first.sha256[one]) == 64
-
-
 def test_train_is_asked_for_by_its_setting(tmp_path: Path) -> None:
     file = write(tmp_path, "t.csv", rows_of("xy"))
     assert "data.train=FILE" in refusal(Exit.USAGE, read_splits, DataConfig(test=file), seed=1)

@@ -216,3 +216,11 @@ def test_a_prepared_model_is_saved_as_if_it_had_not_been(tiny_model: Path, tmp_p
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "prepared" / name).read_bytes()
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "prepared")
     assert isinstance(again, BertForSequenceClassification)
+
+
+def test_a_model_that_was_prepared_and_then_moved_uses_the_dropout_of_its_device() -> None:
+    elsewhere = torch.empty(2, 3, 5, 4, device="meta")  # stands for a GPU: no tensor of a CPU can meet it
+    assert cpu.FastDropout(0.5).train()(elsewhere).device.type == "meta"
+    module = nn.Module()
+    context, _ = cpu.attention(module, elsewhere, elsewhere, elsewhere, None, dropout=0.5)
+    assert context.device.type == "meta"

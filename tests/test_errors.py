@@ -360,6 +360,75 @@ def unknown_option(place: Place) -> Arguments:
     return ["train", "--overwrit"]
 
 
+def seed_twice(place: Place) -> Arguments:
+    return place.train("seeds=[1,1]")
+
+
+def seed_below_zero(place: Place) -> Arguments:
+    return place.train("seed=-1")
+
+
+def no_updates(place: Place) -> Arguments:
+    return place.train("train.max_steps=0")
+
+
+def resume_without_folder(place: Place) -> Arguments:
+    return [*(a for a in place.train() if not str(a).startswith("output_dir=")), "--resume"]
+
+
+def resume_as_another_recipe(place: Place) -> Arguments:
+    run = Path(shutil.copytree(place.tfidf, place.folder / "again"))
+    return [*place.train(f"output_dir={run}"), "--resume"]
+
+
+def frozen_beyond_the_top(place: Place) -> Arguments:
+    return place.train("frozen_layers=2")
+
+
+def fp16_on_a_cpu(place: Place) -> Arguments:
+    return place.train("train.mixed_precision=fp16")
+
+
+def model_with_a_space(place: Place) -> Arguments:
+    return place.train("model=my model")
+
+
+def hub_name_with_a_dot(place: Place) -> Arguments:
+    return place.train("model=BAAI/bge-small-en-v1.5")
+
+
+def predict_with_no_head(place: Place) -> Arguments:
+    return ["predict", place.good_model, "--input", place.run.parent / "test.csv"]
+
+
+def predict_a_row_without_text(place: Place) -> Arguments:
+    run = place.change_run("skipping")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("on_empty: error", "on_empty: skip"))
+    return ["predict", run, "--input", place.write("x.csv", "text\nmy card\n\nmy parcel\n")]
+
+
+def predict_column_that_is_not_there(place: Place) -> Arguments:
+    file = place.write("x.csv", "text,other\nmy card,b\n")
+    return ["predict", place.run, "--input", file, "--text-pair-column", "second"]
+
+
+def leaks_of_a_model_folder(place: Place) -> Arguments:
+    return ["evaluate", place.run / "model", "--data", place.run.parent / "test.csv", "--drop-leaked"]
+
+
+def compare_other_texts(place: Place) -> Arguments:
+    for name in ("train", "validation", "test"):
+        path = place.folder / f"{name}.csv"
+        path.write_text(path.read_text().replace("card", "carta"))
+    done("baseline", *toy_files_as_they_are(place.folder), f"output_dir={place.folder / 'b'}")
+    return ["compare", place.run, place.folder / "b"]
+
+
+def toy_files_as_they_are(folder: Path) -> list[str]:
+    return [f"data.{name}={folder / f'{name}.csv'}" for name in ("train", "validation", "test")]
+
+
 def seeds_not_numbers(place: Place) -> Arguments:
     return place.train("seeds=[1,two]")
 
@@ -423,6 +492,20 @@ TABLE: list[tuple[Callable[[Place], Arguments], int, list[str]]] = [
     (show_unknown, 2, ["no recipe tfidf", "finetune recipes list"]),
     (unknown_command, 2, ["no such command 'trian'", "train"]),
     (unknown_option, 2, ["no such option: --overwrit", "--overwrite"]),
+    (seed_twice, 2, ["seeds=[1, 1]: a seed is given twice"]),
+    (seed_below_zero, 2, ["seed=-1: seed cannot be -1"]),
+    (no_updates, 2, ["max_steps=0: train.max_steps cannot be 0"]),
+    (resume_without_folder, 2, ["--resume: which run? give output_dir=RUN"]),
+    (resume_as_another_recipe, 2, ["began with the recipe tfidf_baseline, not bert_classification"]),
+    (frozen_beyond_the_top, 2, ["frozen_layers=2: the model has 1 layers; give 1 at most"]),
+    (fp16_on_a_cpu, 2, ["mixed_precision=fp16 needs a GPU"]),
+    (model_with_a_space, 66, ["model=my model: no such folder"]),
+    (hub_name_with_a_dot, 69, ["bge-small-en-v1.5 is not on this machine"]),
+    (predict_with_no_head, 65, ["not a classifier; train one"]),
+    (predict_a_row_without_text, 65, ["1 row is empty", "x.csv:3"]),
+    (predict_column_that_is_not_there, 65, ["x.csv:1 has no column second"]),
+    (leaks_of_a_model_folder, 2, ["does not name a training file"]),
+    (compare_other_texts, 65, ["have different texts for id", "score both on one file"]),
     (seeds_not_numbers, 2, ["seeds=[1,two]: seeds cannot be", "expected [int] | null"]),
 ]  # fmt: skip
 

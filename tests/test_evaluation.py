@@ -308,3 +308,11 @@ def test_impossible_predictions_are_refused_when_they_are_made() -> None:
         replace(system, gold=system.gold + 3)
     with pytest.raises(UserError, match="no row to score"):
         evaluation.score(replace(system, ids=[]))
+
+
+def test_a_predictions_file_keeps_the_loss_of_a_confident_mistake() -> None:
+    probabilities = np.array([[1 - 3e-9, 2e-9, 1e-9], [0.2, 0.3, 0.5]])
+    system = Predictions(["a", "b"], np.array([1, 2]), np.array([0, 2]), probabilities, LABELS)
+    back = evaluation.from_rows(evaluation.to_rows(system, ["x", "y"]), LABELS)
+    assert evaluation.values(back)["loss"] == pytest.approx(evaluation.values(system)["loss"], rel=1e-6)
+    np.testing.assert_allclose(back.probabilities.sum(axis=1), 1.0, atol=1e-11)

@@ -15,15 +15,15 @@ import torch
 import transformers
 from calling import FAST, call, done, private_cache, read_jsonl, sha256, toy_files, train_toy, write_csv
 from conftest import TOPICS, toy_rows
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune import baselines, classifier, commands, metrics
 from finetune.config import configclass, field
 from finetune.data.columns import LabelMap
-from finetune.errors import UserError
+from finetune.errors import Exit, Interrupted, UserError
 from finetune.run import Run
-from finetune.trainer import TrainConfig
+from finetune.trainer import TrainConfig, Trainer
 from recipes import bert_classification as recipe
 
 METRICS = {"accuracy", "macro_f1", "weighted_f1", "mcc", "ece", "brier", "loss"}
@@ -677,3 +677,66 @@ def test_an_unknown_score_is_refused_and_the_known_are_named() -> None:
         classifier.greater_is_better("macro-f1")
     assert not classifier.greater_is_better("loss")
     assert classifier.greater_is_better("accuracy")
+
+
+def test_a_stop_in_the_first_seed_leaves_what_it_had_for_resume(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_with(tiny_model, tmp_path / "whole", "seeds=[1,2]")
+
+    def stop(trainer: Trainer, *rest: object) -> None:
+        trainer.run.updated = True
+        raise Interrupted(Exit.INTERRUPTED, "stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_evaluate", stop)
+        folder = tmp_path / "stopped"
+        folder.mkdir()
+        arguments = [*toy_files(folder), f"model={tiny_model}", f"output_dir={folder / 'run'}", *FAST, "seeds=[1,2]"]
+        assert call("train", "bert_classification", *arguments).code == 130
+    assert (folder / "run" / "seed-1" / "config.yaml").is_file()
+    done("train", "bert_classification", *arguments, "--resume")
+    assert sha256(folder / "run" / "seed-1" / WEIGHTS) == sha256(whole / "seed-1" / WEIGHTS)
+
+
+def test_several_seeds_hold_out_the_same_rows_and_one_seed_is_enough(tiny_model: Path, tmp_path: Path) -> None:
+    files = toy_files(tmp_path)[:1]  # no validation, no test
+    common = ["train", "bert_classification", *files, f"model={tiny_model}", *FAST]
+    done(*common, f"output_dir={tmp_path / 'two'}", "seeds=[4,2]")
+    rows = [read_jsonl(tmp_path / "two" / f"seed-{seed}" / "predictions/validation.jsonl") for seed in (4, 2)]
+    assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]]
+    done(*common, f"output_dir={tmp_path / 'one'}", "seeds=[4]")
+    alone = read_jsonl(tmp_path / "one" / "seed-4" / "predictions/validation.jsonl")
+    assert [row["id"] for row in alone] == [row["id"] for row in rows[0]]
+
+
+def test_a_text_cut_in_scoring_is_told_and_the_model_folder_reads_as_the_run_does(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    run = train_with(tiny_model, tmp_path, "max_length=6")
+    long = " ".join(["my card was charged"] * 5)
+    outcomes = [done("predict", place, "--json", stdin=f"{long}\nmy card\n") for place in (run, run / "model")]
+    assert all("1 text of 2 cut at 6 tokens" in outcome.err for outcome in outcomes)
+    assert outcomes[0].json == outcomes[1].json
+
+
+def test_another_file_may_have_another_encoding_and_separator(trained: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.csv"
+    plain.write_text("text,label\nmy café card,payment\n", encoding="utf-8")
+    odd = tmp_path / "odd.csv"
+    odd.write_text("label;text\npayment;my café card\n", encoding="latin-1")
+    options = ["--encoding", "latin-1", "--delimiter", ";"]
+    expected = done("predict", trained, "--input", plain, "--json").json
+    assert done("predict", trained, "--input", odd, *options, "--json").json == expected
+    scores = done("evaluate", trained, "--data", plain, "--json").json
+    assert done("evaluate", trained, "--data", odd, *options, "--json").json == scores
+
+
+def test_weights_that_are_not_numbers_end_as_diverged(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained / "model", tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][0] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    outcome = call("predict", folder, stdin="my card\n")
+    assert outcome.code == 70
+    assert "not finite" in outcome.err

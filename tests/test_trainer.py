@@ -604,3 +604,8 @@ def test_auto_is_replaced_before_training_and_refused_in_it() -> None:
     assert (resolved.learning_rate, resolved.num_train_epochs) == (2e-5, 3)
     with pytest.raises(TypeError, match="auto"):
         Trainer(Tagger(), asked, Run("unused", quiet=True), loss=summed_loss, seed=1)
+
+
+def test_the_last_updates_are_in_metrics_jsonl_too(tmp_path: Path) -> None:
+    made = train(tmp_path / "run", config(logging_steps=7, max_steps=9))
+    assert [record["step"] for record in made.metrics() if "loss" in record] == [7, 9]

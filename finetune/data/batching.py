@@ -22,13 +22,13 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What the trainer needs to know of a data set: the tokens of each example, and how to collate some.
-
-    `lengths` is (examples,), or (examples, sides) where source and target are padded apart.
+    `lengths` is (examples,), or (examples, sides) where source and target are padded apart. `name` says where an
+    example comes from, e.g. `train.csv:42`.
     """
 
     lengths: np.ndarray
     collate: Callable[[np.ndarray], Batch]
+    name: Callable[[int], str] = str
 
 
 @dataclasses.dataclass(frozen=True)

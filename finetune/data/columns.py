@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datasets.table import InMemoryTable
 from pydantic import field_validator
 
-from finetune.config import configclass, field
+from finetune.config import Seed, configclass, field
 from finetune.data.read import Source, Wanted, check_encoding, open_file, open_hub, shown
 from finetune.errors import Exit, UserError, nearest
 
@@ -45,6 +45,7 @@ class DataConfig:
     on_empty: Literal["error", "skip"] = field("error", "what to do with rows without text or label")
     on_leak: Literal["warn", "error"] = field("warn", "what to do when test texts stand in train")
     validation_share: float = field(0.1, "part of train held out where no validation is given; between 0 and 1")
+    validation_seed: Seed | None = field(None, "seed of the rows held out; null: the run's seed, of several the first")
     max_gigabytes: float = field(8.0, "largest file once unpacked, in GB")
 
     @field_validator("validation_share")
@@ -121,14 +122,6 @@ class Split:
         """Return the split with these rows only, in this order."""
         return dataclasses.replace(self, rows=self.rows.select(indices))
 
-    def data_hash(self) -> str:
-        """Return one sha256 over the content of the files and the chosen rows; the files' names do not matter."""
-        total = hashlib.sha256("\n".join(self.sha256[file] for file in self.files).encode())
-        for block in self.blocks(["file", "line"]):
-            for column in ("file", "line"):
-                total.update(np.ascontiguousarray(block[column].to_numpy()).tobytes())
-        return total.hexdigest()
-
     def _values(self, column: str) -> list[str]:
         return [value for block in self.blocks([column]) for value in block[column].to_pylist()]
 
@@ -204,7 +197,10 @@ def read_split(name: str, files: str | list[str], config: DataConfig, *, labelle
 
 def from_lines(name: str, lines: Iterable[str]) -> Split:
     """Make an unlabelled split of lines of text, e.g. from standard input; raises UserError (65) for an empty line."""
-    texts = [line.rstrip("\r\n") for line in lines]
+    try:
+        texts = [line.rstrip("\r\n") for line in lines]
+    except UnicodeError as error:
+        raise UserError(Exit.BAD_DATA, f"{name} is not UTF-8 ({error}); give a file, with --encoding") from None
     empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
     if empty is not None or not texts:
         raise UserError(Exit.BAD_DATA, f"{name}:{empty or 1} is empty; give one text a line")
@@ -241,7 +237,7 @@ def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> di
         elif name in hub:
             splits[name] = _read(name, [hub[name]], wanted, config)
     if "train" in splits and "validation" not in splits:
-        splits |= _hold_out(splits["train"], config, seed)
+        splits |= _hold_out(splits["train"], config, seed if config.validation_seed is None else config.validation_seed)
     return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
 
 
@@ -401,7 +397,7 @@ def _hold_out(train: Split, config: DataConfig, seed: int) -> dict[str, Split]:
         raise UserError(Exit.BAD_DATA, message)
     share = f"{config.validation_share:.1%}".replace(".0%", "%").replace("%", " %")
     told = f"{share} of train, stratified, seed {seed}"
-    held = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation", held_out=told)
+    held = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation", held_out=told, skipped=0)
     return {"train": train.select(np.flatnonzero(~chosen)), "validation": held}
 
 

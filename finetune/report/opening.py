@@ -15,7 +15,7 @@ from finetune.evaluation import score
 from finetune.report.results import System
 from finetune.run import Run
 from finetune.terminal import count, duration, interval, size
-from finetune.trainer import Estimate, Progress, TrainConfig
+from finetune.trainer import Estimate, Progress, TrainConfig, update_size
 
 MANY_CUT = 0.01
 
@@ -56,6 +56,13 @@ def say_lengths(run: Run, encoded: Mapping[str, Encoded], max_length: int, on_lo
     }
 
 
+def say_cut(run: Run, encoded: Encoded, max_length: int, on_long: str) -> None:
+    """Tell how many texts of a file that is scored are longer than the model reads."""
+    if encoded.long:
+        done = {"truncate": "cut", "window": "read in windows", "error": "refused"}[on_long]
+        run.say("note", f"{count(encoded.long, 'text')} of {encoded.rows:,} {done} at {max_length} tokens")
+
+
 def say_model(run: Run, parts: Classifier, config: TrainConfig, requested: TrainConfig, updates: int) -> None:
     """Tell what is trained, in which arithmetic, and what `auto` stands for."""
     choice = hardware.choose_precision(requested.mixed_precision, config.use_cpu)
@@ -72,7 +79,7 @@ def say_model(run: Run, parts: Classifier, config: TrainConfig, requested: Train
         )
         if not isinstance(value, str)
     ]
-    run.say("", f"{' · '.join(chosen)} · {count(updates, 'update')} of {config.per_device_train_batch_size} texts")
+    run.say("", f"{' · '.join(chosen)} · {count(updates, 'update')} of {update_size(config)} texts")
 
 
 def say_baselines(run: Run, systems: Sequence[System]) -> None:
@@ -89,7 +96,7 @@ def say_estimate(run: Run, estimate: Estimate, config: TrainConfig, parameters: 
     disk = 4 * parameters * (1 + 3 * (1 + config.save_total_limit))  # model/, and checkpoints with two moments each
     run.say(
         "would",
-        f"train {count(estimate.updates, 'update')} of {config.per_device_train_batch_size} texts "
+        f"train {count(estimate.updates, 'update')} of {update_size(config)} texts "
         f"({estimate.tokens:,} padded tokens) · "
         f"memory about {size(estimate.memory)} of {size(hardware.memory_total())}\n"
         f"{duration(low)} to {duration(high)} of training on this machine (3 updates measured) · "
@@ -121,6 +128,6 @@ def say_costs(run: Run, progress: Progress, estimated: float | None) -> dict[str
 def _tell_leak(run: Run, config: DataConfig, split: Split, found: np.ndarray) -> None:
     share = f"{100 * len(found) / len(split):.1f} %"
     what = f"{count(len(found), f'{split.name} text')} also in train ({share}), e.g. {split.where(found[0])}"
-    if config.on_leak == "error":
+    if config.on_leak == "error" and not split.held_out:
         raise UserError(Exit.BAD_DATA, f"{what}\nremove them, or give data.on_leak=warn")
     run.say("warning", f"{what}: finetune check data.train=... data.{split.name}=... says which")

@@ -90,6 +90,7 @@ def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
     }
     diagnostics: dict[str, Any] = {"system": found.system.name, "labels": list(predictions.labels), "judged_on": judged}
     diagnostics["rows"] = {name: len(split) for name, split in found.splits.items()}
+    diagnostics["skipped_rows"] = {name: split.skipped for name, split in found.splits.items()}
     diagnostics["resolution"] = significance.resolution(len(predictions.ids))
     if found.baselines:
         strongest = _strongest(found.baselines)
@@ -128,6 +129,7 @@ def combine(run: Run, seeds: Mapping[int, Run]) -> dict[str, Any]:
     kept = ("system", "labels", "judged_on", "rows", "resolution", "baseline_seconds", "parameters")
     results["diagnostics"] = {key: first["diagnostics"][key] for key in kept if key in first["diagnostics"]}
     results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
+    results["diagnostics"]["errors"] = each[chosen]["diagnostics"]["errors"]
     results["seeds"] = {
         str(seed): {"scores": part["scores"], "seconds": part["seconds"]} for seed, part in each.items()
     }

@@ -61,7 +61,8 @@ def seeds_text(results: Mapping[str, Any], judged: str) -> str:
     """Return accuracy of each seed and the spread."""
     values = {seed: part["scores"][judged]["accuracy"]["value"] for seed, part in results["seeds"].items()}
     listed = ", ".join(f"{seed}: {value:.3f}" for seed, value in values.items())
-    return f"accuracy by seed {listed} (sd {results['scores'][judged]['accuracy']['sd']:.3f})"
+    spread = results["scores"][judged]["accuracy"]
+    return f"accuracy by seed {listed}" + (f" (sd {spread['sd']:.3f})" if "sd" in spread else "")
 
 
 def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
