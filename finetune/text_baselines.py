@@ -12,7 +12,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from finetune.data.columns import Split
-from finetune.text_metrics import sentences
+from finetune.text_metrics import sentences, words
 
 LEADS = (1, 3)  # sentences
 CHARACTER_LIMIT = 20_000_000  # sources longer than this in all get no character n-grams (memory: 20 bytes a character)
@@ -91,8 +91,8 @@ class LeadCharacters:
     def _beginning(self, source: str) -> str:
         if len(source) <= self.characters:
             return source
-        whole = source[: self.characters + 1].rsplit(maxsplit=1)[0]
-        return whole if len(whole) <= self.characters else source[: self.characters]
+        whole, space, _ = source[: self.characters + 1].rpartition(" ")
+        return whole if space else source[: self.characters]
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Retrieval:
     @classmethod
     def fit(cls, sources: Sequence[str], targets: Sequence[str]) -> "Retrieval":
         """Weigh the n-grams of the training sources."""
-        kinds = [("word 1-2", "word", (1, 2), r"(?u)\b\w+\b")]
+        kinds = [("word 1-2", "word", (1, 2))]
         if sum(map(len, sources)) <= CHARACTER_LIMIT:
-            kinds.append(("char 3-4", "char_wb", (3, 4), None))
-        counters = tuple(_counter(analyzer, grams, pattern) for _, analyzer, grams, pattern in kinds)
+            kinds.append(("char 3-4", "char_wb", (3, 4)))
+        counters = tuple(_counter(analyzer, grams) for _, analyzer, grams in kinds)
         counts = _count(counters, sources)
         rows_with = counts.getnnz(axis=0)  # (features,)
         limit = max(FEWEST_COMMON, COMMON * len(sources))
@@ -182,11 +182,12 @@ def _builders(task: str, train: Split) -> list[Callable[[], TextBaseline]]:
     return [*builders, lambda: Retrieval.fit(sources, targets)]
 
 
-def _counter(analyzer: str, grams: tuple[int, int], pattern: str | None) -> HashingVectorizer:
+def _counter(analyzer: str, grams: tuple[int, int]) -> HashingVectorizer:
     return HashingVectorizer(
         analyzer=analyzer,
         ngram_range=grams,
-        token_pattern=pattern,
+        tokenizer=words if analyzer == "word" else None,
+        token_pattern=None,
         n_features=FEATURES,
         alternate_sign=False,
         norm=None,

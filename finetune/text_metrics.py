@@ -215,7 +215,7 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
     right, total = sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]  # (..., orders)
     # Orders without a hit count as 1/2, 1/4, ... of one hit (Chen and Cherry 2014, method 3)
     smoothed = np.where(right > 0, right, 0.5 ** np.cumsum(right == 0, axis=-1))
-    whole = (total > 0).all(axis=-1) & (right > 0).any(axis=-1)
+    whole = np.asarray((total > 0).all(axis=-1) & (right > 0).any(axis=-1))
     precision = np.where(whole[..., None], _ratio(smoothed, total), 1.0)
     penalty = np.exp(np.minimum(0.0, 1 - reference / np.maximum(length, 1)))
     return np.where(whole, 100 * penalty * np.exp(np.log(precision).mean(axis=-1)), 0.0)
