@@ -9,16 +9,15 @@ from typing import Protocol
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.feature_extraction.text import HashingVectorizer
 
 from finetune.data.columns import Split
 from finetune.text_metrics import sentences, words
 
 LEADS = (1, 3)  # sentences
-CHARACTER_LIMIT = 20_000_000  # sources longer than this in all get no character n-grams (memory: 20 bytes a character)
+CHARACTER_LIMIT = 20_000_000  # sources longer than this in all get no character n-grams (memory: 40 bytes a character)
 FEATURES = 2**20
-COMMON = 0.02  # share of the training sources from which an n-gram is left out of the comparison ...
-FEWEST_COMMON = 200  # ... unless no more sources than this have it
+WORK = 300_000  # products for one question; beyond it the commonest n-grams, which tell least, are left out
 BLOCK_PAIRS = 8_000_000  # pairs of sources compared at a time: about 100 MB
 SUMMARIES = "summarization"
 
@@ -102,25 +101,21 @@ class Retrieval:
     name: str
     targets: Sequence[str]
     counters: tuple[HashingVectorizer, ...]
-    weighting: TfidfTransformer
-    kept: np.ndarray  # (features kept,) that are rare enough to tell sources apart
-    features: sparse.csr_array  # (train rows, features kept)
+    idf: np.ndarray  # (features,), 0 for n-grams that are left out
+    across: sparse.csr_array  # (features, train rows) tf-idf, every row's vector of length 1
 
     @classmethod
     def fit(cls, sources: Sequence[str], targets: Sequence[str]) -> "Retrieval":
-        """Weigh the n-grams of the training sources."""
+        """Weigh the n-grams of the training sources: log counts, smoothed idf, as scikit-learn's TfidfTransformer."""
         kinds = [("word 1-2", "word", (1, 2))]
         if sum(map(len, sources)) <= CHARACTER_LIMIT:
             kinds.append(("char 3-4", "char_wb", (3, 4)))
         counters = tuple(_counter(analyzer, grams) for _, analyzer, grams in kinds)
         counts = _count(counters, sources)
-        rows_with = counts.getnnz(axis=0)  # (features,)
-        limit = max(FEWEST_COMMON, COMMON * len(sources))
-        kept = np.flatnonzero((rows_with > 0) & (rows_with <= limit))
-        weighting = TfidfTransformer(sublinear_tf=True).fit(counts[:, kept])
-        features = sparse.csr_array(weighting.transform(counts[:, kept], copy=False))
+        idf = _idf(counts.count_nonzero(axis=0), len(sources))
+        across = sparse.csr_array(_weigh(counts, idf).T)
         name = f"target of the nearest training source (TF-IDF, {', '.join(kind for kind, *_ in kinds)})"
-        return cls(name, targets, counters, weighting, kept, features)
+        return cls(name, targets, counters, idf, across)
 
     def predict(self, sources: Sequence[str]) -> list[str]:
         """Return the target of the nearest training source for each source."""
@@ -129,16 +124,10 @@ class Retrieval:
     def nearest(self, sources: Sequence[str]) -> np.ndarray:
         """Return the row of the nearest training source, (sources,), the first of equals; blocks bound the memory."""
         found = np.zeros(len(sources), dtype=np.int64)
-        across = sparse.csr_array(self.features.T)  # (features, train rows)
-        size = max(1, BLOCK_PAIRS // self.features.shape[0])
+        size = max(1, BLOCK_PAIRS // self.across.shape[1])
         for start in range(0, len(sources), size):
-            counts = _count(self.counters, sources[start : start + size])
-            cosines = sparse.csr_array(self.weighting.transform(counts[:, self.kept])) @ across  # (size, train rows)
-            cosines.sort_indices()
-            for row in range(cosines.shape[0]):
-                own = slice(cosines.indptr[row], cosines.indptr[row + 1])
-                if own.stop > own.start:
-                    found[start + row] = cosines.indices[own][cosines.data[own].argmax()]
+            block = sources[start : start + size]
+            found[start : start + size] = _largest(_weigh(_count(self.counters, block), self.idf) @ self.across)
         return found
 
 
@@ -195,5 +184,33 @@ def _counter(analyzer: str, grams: tuple[int, int]) -> HashingVectorizer:
     )
 
 
-def _count(counters: Sequence[HashingVectorizer], sources: Sequence[str]) -> sparse.csr_matrix:
-    return sparse.hstack([counter.transform(sources) for counter in counters], format="csr")
+def _count(counters: Sequence[HashingVectorizer], sources: Sequence[str]) -> sparse.csr_array:
+    return sparse.csr_array(sparse.hstack([counter.transform(sources) for counter in counters], format="csr"))
+
+
+def _weigh(counts: sparse.csr_array, idf: np.ndarray) -> sparse.csr_array:
+    """Turn counts (rows, features) into tf-idf rows of length 1, in place."""
+    counts.data = (np.log(counts.data) + 1) * idf[counts.indices]
+    counts.eliminate_zeros()
+    lengths = np.sqrt(counts.multiply(counts).sum(axis=1))  # (rows,)
+    counts.data /= np.repeat(lengths, np.diff(counts.indptr))
+    return counts
+
+
+def _idf(rows_with: np.ndarray, rows: int) -> np.ndarray:
+    """Return the weight of each n-gram, (features,), by the training sources that have it; 0 for those left out."""
+    rarest = np.argsort(rows_with, kind="stable")
+    work = np.cumsum(np.square(rows_with[rarest].astype(np.float64)) / rows)  # as often asked for as it is found
+    idf = np.log((1 + rows) / (1 + rows_with)) + 1
+    idf[rarest[work > WORK]] = 0
+    return np.asarray(idf, dtype=np.float32)
+
+
+def _largest(table: sparse.csr_array) -> np.ndarray:
+    """Return the column of the largest value of each row, the first of equals, 0 for an empty row."""
+    table.sort_indices()
+    found = np.zeros(table.shape[0], dtype=np.int64)
+    for row in np.flatnonzero(np.diff(table.indptr)):
+        own = slice(table.indptr[row], table.indptr[row + 1])
+        found[row] = table.indices[own][table.data[own].argmax()]
+    return found

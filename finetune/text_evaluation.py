@@ -10,7 +10,7 @@ from scipy import sparse
 
 from finetune import significance, text_metrics
 from finetune.errors import Exit, UserError, did_you_mean
-from finetune.significance import Sample
+from finetune.significance import Interval, Sample
 from finetune.text_metrics import RowStatistics
 
 ERRORS_SHOWN = 40
@@ -107,11 +107,7 @@ def score(predictions: Systems, task: Task, seed: int = 1) -> dict[str, dict[str
     never narrower than Wilson's, because a bootstrap has no width at a perfect score.
     """
     seeds = _aligned(_as_list(predictions))
-    found = significance.bootstrap(_sample(seeds, task.metrics, task), seed=seed)
-    intervals = dict(zip(task.metrics, found, strict=True))
-    if "exact_match" in intervals:
-        rows, share = len(seeds[0].ids), intervals["exact_match"].value
-        intervals["exact_match"] = intervals["exact_match"].around(*significance.wilson(share * rows, rows))
+    intervals = _intervals(_sample(seeds, task.metrics, task), task.metrics, seed)
     scores = {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in intervals.items()}
     if len(seeds) > 1:
         alone = [values(one, task) for one in seeds]
@@ -217,7 +213,7 @@ def by_source_length(
     for number in np.unique(bucket):
         rows = bucket == number
         sample = Sample(np.ones(rows.sum(), dtype=np.int64), sparse.csr_array(sums[rows]), _score_of([task.decides], 1))
-        interval = significance.bootstrap(sample, seed=seed)[0]
+        interval = _intervals(sample, [task.decides], seed)[task.decides]
         ends = {"from": int(lengths[rows].min()), "to": int(lengths[rows].max()), "rows": int(rows.sum())}
         found.append({**ends, task.decides: interval.value, "low": interval.low, "high": interval.high})
     return found
@@ -307,6 +303,14 @@ def _sample(seeds: Sequence[TextPredictions], names: Sequence[str], task: Task) 
     rows = len(seeds[0].ids)
     score = _score_of(names, len(seeds), np.cumsum(widths)[:-1])
     return Sample(np.ones(rows, dtype=np.int64), sparse.csr_array(np.concatenate(blocks, axis=1)), score)
+
+
+def _intervals(sample: Sample, names: Sequence[str], seed: int) -> dict[str, Interval]:
+    intervals = dict(zip(names, significance.bootstrap(sample, seed=seed), strict=True))
+    if "exact_match" in intervals:
+        rows, share = len(sample.counts), intervals["exact_match"].value
+        intervals["exact_match"] = intervals["exact_match"].around(*significance.wilson(share * rows, rows))
+    return intervals
 
 
 def _score_of(names: Sequence[str], seeds: int, ends: np.ndarray | None = None) -> significance.Score:

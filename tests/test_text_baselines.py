@@ -70,6 +70,13 @@ def test_the_memory_of_retrieval_does_not_grow_with_the_number_of_questions(monk
     assert peaks[1] < 1.3 * peaks[0]
 
 
+def test_the_commonest_words_are_left_out_where_there_are_too_many_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_baselines, "WORK", 8.0)
+    found = Retrieval.fit(["one of them", "of them two", "of them three"], ["1", "2", "3"])
+    assert found.predict(["of them of them three", "them"]) == ["3", "1"]
+    assert np.isfinite(found.across.data).all()
+
+
 def test_long_sources_are_compared_by_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_baselines, "CHARACTER_LIMIT", 100)
     found = Retrieval.fit(texts(20, seed=1), texts(20, seed=2))

@@ -199,6 +199,12 @@ def test_buckets_of_source_length_part_the_rows() -> None:
         assert bucket["low"] <= bucket["chrf"] <= bucket["high"]
 
 
+def test_a_bucket_without_a_hit_keeps_its_uncertainty() -> None:
+    buckets = text_evaluation.by_source_length(system(rows=50, noise=1), TASKS["transduction"])
+    assert all(bucket["exact_match"] == bucket["low"] == 0 for bucket in buckets)
+    assert all(0.2 < bucket["high"] < 0.5 for bucket in buckets)
+
+
 def test_predictions_survive_the_trip_through_their_file() -> None:
     one = replace(system(rows=6, references=2), confidence=[-0.5] * 6)
     mixed = replace(one, references=[one.references[0][:1], *one.references[1:]])
