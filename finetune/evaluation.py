@@ -1,6 +1,5 @@
 """Scores with intervals, comparisons and diagnoses of predictions; the lines of a predictions file."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -229,7 +228,7 @@ def _paired(a: list[Predictions], b: list[Predictions]) -> tuple[list[Prediction
 def _in_order_of(first: Predictions, other: Predictions) -> Predictions:
     if other.ids != first.ids:
         place = {identity: i for i, identity in enumerate(other.ids)}
-        _check_same_ids(first.ids, other.ids)
+        significance.check_pairs(first.ids, other.ids)
         order = np.array([place[identity] for identity in first.ids])
         other = replace(
             other,
@@ -242,20 +241,6 @@ def _in_order_of(first: Predictions, other: Predictions) -> Predictions:
         wrong = int(np.argwhere(other.gold != first.gold)[0][0])
         raise UserError(Exit.BAD_DATA, f"the two systems have different gold labels for id {first.ids[wrong]}")
     return other
-
-
-def _check_same_ids(first: list[str], other: list[str]) -> None:
-    for one, two in ((first, other), (other, first)):
-        known = set(two)
-        missing = next((identity for identity in one if identity not in known), None)
-        if missing is not None:
-            raise UserError(
-                Exit.BAD_DATA,
-                f"only one of the two systems has a prediction for id {missing}: score both on the same file",
-            )
-    twice = next((identity for identity, count in Counter([*first, *other]).items() if count != 2), None)
-    if twice is not None:
-        raise UserError(Exit.BAD_DATA, f"id {twice} occurs more than once, so rows cannot be paired: give unique ids")
 
 
 def _with_labels(system: Predictions, labels: tuple[str, ...]) -> Predictions:

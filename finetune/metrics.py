@@ -1,8 +1,13 @@
-"""Scores of classifiers, single-label and multi-label; every number carries its definition."""
+"""Scores of classifiers, single-label and multi-label; every number carries its definition.
+
+Those of texts are in `finetune.text_metrics`; `hf_metric` offers both.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from finetune import text_metrics
 
 if TYPE_CHECKING:
     import evaluate
@@ -183,27 +188,32 @@ def per_class(
     ]
 
 
-def hf_metric(name: str) -> "evaluate.Metric":
-    """Return a metric of this module as an `evaluate.Metric`; it needs no network and runs no downloaded script.
+def hf_metric(name: str, language: str | None = None) -> "evaluate.Metric":
+    """Return a metric of this module, or of text_metrics, as an `evaluate.Metric`; it needs no network.
 
-    `compute(predictions=, references=)` takes label numbers, and for ece, brier and loss a list of probabilities a
-    row; it returns {name: value}. Single-label. Raises KeyError for a name that DEFINITIONS does not have.
+    `compute(predictions=, references=)` returns {name: value}. Of labels it takes label numbers, and for ece, brier and
+    loss a list of probabilities a row, single-label; of texts it takes texts, with one reference or a list of them a
+    row, and `language` is that of the references. Raises KeyError for a name that neither module defines.
     """
     import datasets
     import evaluate  # 5 s of CPU: only here
 
-    of_probabilities = name in PROBABILITY_METRICS
-    number, label = datasets.Value("float64"), datasets.Value("int64")
-    features = datasets.Features(
-        {"predictions": datasets.Sequence(number) if of_probabilities else label, "references": label}
-    )
-    info = evaluate.MetricInfo(description=DEFINITIONS[name], citation="", inputs_description="", features=features)
+    of_texts = name in text_metrics.DEFINITIONS
+    description = text_metrics.DEFINITIONS[name] if of_texts else DEFINITIONS[name]
+    number, label, text = (datasets.Value(kind) for kind in ("float64", "int64", "string"))
+    predictions = text if of_texts else datasets.Sequence(number) if name in PROBABILITY_METRICS else label
+    accepted = [datasets.Sequence(text), text] if of_texts else [label]
+    features = [datasets.Features({"predictions": predictions, "references": one}) for one in accepted]
+    info = evaluate.MetricInfo(description=description, citation="", inputs_description="", features=features)
 
     class Metric(evaluate.Metric):
         def _info(self) -> "evaluate.MetricInfo":
             return info
 
-        def _compute(self, predictions: list[Any], references: list[int]) -> dict[str, float]:
+        def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+            if of_texts:
+                several = [[row] if isinstance(row, str) else row for row in references]
+                return {name: text_metrics.score(name, predictions, several, language)}
             return {name: _single(name, np.asarray(references), np.asarray(predictions))}
 
     return Metric(config_name=name, keep_in_memory=True)

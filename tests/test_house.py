@@ -16,9 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # A file imports only from floors below its own; files of one package, and of the ground floor, also from each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune", "finetune.errors", "finetune.config", "finetune.terminal", "finetune.run"),
+    ("finetune.text_metrics",),
     ("finetune.metrics", "finetune.significance", "finetune.optim", "finetune.hardware"),
     ("finetune.data.*", "finetune.checkpoint"),
-    ("finetune.baselines", "finetune.evaluation", "finetune.pretrained", "finetune.cpu", "finetune.first_token"),
+    (
+        *("finetune.baselines", "finetune.evaluation", "finetune.text_baselines", "finetune.text_evaluation"),
+        *("finetune.pretrained", "finetune.cpu", "finetune.first_token"),
+    ),
     ("finetune.trainer",),
     ("finetune.classifier",),
     ("finetune.report.*",),

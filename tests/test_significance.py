@@ -166,3 +166,28 @@ def test_the_stated_resolution_is_found_in_four_of_five_experiments() -> None:
         for only_a, only_b, both in random.multinomial(rows, shares, size=400)
     ]
     assert 0.72 <= np.mean(found) <= 0.87
+
+
+def test_randomisation_of_few_rows_is_the_exact_sign_test() -> None:
+    ones, zeros = np.ones(6), np.zeros(6)
+    p_value = significance.approximate_randomisation(_mean(ones), _mean(zeros))
+    assert p_value == pytest.approx(2 / 2**6, abs=0.006)
+
+
+def test_randomisation_rejects_a_true_null_as_often_as_its_level_says() -> None:
+    random = np.random.default_rng(2)
+    p_values = [
+        significance.approximate_randomisation(_mean(random.normal(size=50)), _mean(random.normal(size=50)), trials=400)
+        for _ in range(200)
+    ]
+    assert 0.015 <= np.mean(np.array(p_values) <= 0.05) <= 0.1
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.08)
+
+
+def test_randomisation_of_cells_equals_that_of_rows() -> None:
+    random = np.random.default_rng(4)
+    a, b = (random.random(400) < 0.6).astype(float), (random.random(400) < 0.52).astype(float)
+    rows = significance.approximate_randomisation(_mean(a), _mean(b))
+    cells, counts = np.unique(np.stack([a, b], axis=1), axis=0, return_counts=True)
+    samples = [Sample(counts, sparse.csr_array(cells[:, [side]]), lambda sums: sums / 400) for side in (0, 1)]
+    assert significance.approximate_randomisation(*samples) == pytest.approx(rows, abs=0.02)

@@ -22,6 +22,8 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
+    """What the trainer needs to know of a data set: the tokens of each example, and how to collate some.
+
     `lengths` is (examples,), or (examples, sides) where source and target are padded apart. `name` says where an
     example comes from, e.g. `train.csv:42`.
     """

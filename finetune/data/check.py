@@ -28,6 +28,7 @@ TELLING_PRECISION = 0.98
 TELLING_COVERAGE = 0.2
 RARE = 10
 SHOWN = 3
+TEXTS = ("text", "text_pair", "source")  # what counts as the text of a row
 Level = Literal["good", "warning", "failure"]
 
 
@@ -68,7 +69,7 @@ def check(
 
 
 def leaks(train: Split, other: Split) -> np.ndarray:
-    """Return the rows of `other` whose text (and second text) stands in train, case and white space set aside."""
+    """Return the rows of `other` whose text (and second text), or source, stands in train; case and spaces aside."""
     return np.flatnonzero(np.isin(_Keys.of(other).folded, _Keys.of(train).folded))
 
 
@@ -101,7 +102,7 @@ def _digest(text: str) -> bytes:
 
 
 def _columns(split: Split) -> Iterator[list[list[str]]]:
-    columns = [column for column in ("text", "text_pair") if column in split.rows.column_names]
+    columns = [column for column in TEXTS if column in split.rows.column_names]
     for block in split.blocks(columns):
         yield [block[column].to_pylist() for column in columns]
 
@@ -397,7 +398,7 @@ def _tokenized(split: Split, tokenizer: Any) -> tuple[np.ndarray, int, int]:
     lengths: list[int] = []
     unknown = silent = 0
     for block in split.blocks(split.rows.column_names, size=1_000):
-        texts = [block[column].to_pylist() for column in ("text", "text_pair") if column in block.column_names]
+        texts = [block[column].to_pylist() for column in TEXTS if column in block.column_names]
         special = tokenizer.num_special_tokens_to_add(pair=len(texts) == 2)
         for numbers in tokenizer(*texts, truncation=False, verbose=False)["input_ids"]:
             lengths.append(len(numbers))

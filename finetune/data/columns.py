@@ -1,9 +1,13 @@
-"""Which files and columns make a data set: splits with a place for every row, and the map from labels to numbers."""
+"""Which files and columns make a data set: splits with a place for every row, and the map from labels to numbers.
+
+What all kinds of data share is here too: the settings `DataFiles` and `DataRules`, and `gather`, which makes a split of
+the rows of any readers. Sources with targets are in `finetune.data.sequences`.
+"""
 
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +19,7 @@ from datasets.table import InMemoryTable
 from pydantic import field_validator
 
 from finetune.config import Seed, configclass, field
-from finetune.data.read import Source, Wanted, check_encoding, open_file, open_hub, shown
+from finetune.data.read import Source, Value, Wanted, check_encoding, open_file, open_hub, shown
 from finetune.errors import Exit, UserError, nearest
 
 CHUNK_ROWS = 50_000
@@ -25,8 +29,8 @@ Files = str | list[str] | None
 
 
 @configclass
-class DataConfig:
-    """Which files or Hub data set to read, which columns, and what to do with rows that do not fit."""
+class DataFiles:
+    """Which files or Hub data set to read."""
 
     train: Files = field(None, "training file, or a list: CSV, TSV, JSONL (also .gz) or Parquet")
     validation: Files = field(None, "validation file or list; without one, a part of train is held out")
@@ -34,15 +38,20 @@ class DataConfig:
     name: str | None = field(None, "data set on the Hugging Face Hub, in place of files")
     config: str | None = field(None, "configuration of the Hub data set, e.g. a language")
     revision: str | None = field(None, "branch, tag or commit of the Hub data set")
-    text_column: str = field("text", "column of the text")
-    text_pair_column: str | None = field(None, "column of a second text, for pairs of texts")
-    label_column: str = field("label", "column of the label")
+
+
+@configclass
+class DataRules(DataFiles):
+    """How to decode the files, and what to do with rows that do not fit: the same for all kinds of data.
+
+    `on_long` and `on_empty` are what every kind decides for itself, in its own words.
+    """
+
     id_column: str | None = field(None, "column of the row's id; without it `id` if unique, else the row number from 0")
-    multi_label: bool = field(False, "a row has any number of labels, separated by |")
     encoding: str = field("utf-8", "encoding of text files")
     delimiter: str | None = field(None, "column separator; none: comma in .csv, tab in .tsv")
-    on_long: Literal["truncate", "error", "window"] = field("truncate", "what to do with texts above max_length")
-    on_empty: Literal["error", "skip"] = field("error", "what to do with rows without text or label")
+    on_long: str
+    on_empty: Literal["error", "skip"]
     on_leak: Literal["warn", "error"] = field("warn", "what to do when test texts stand in train")
     validation_share: float = field(0.1, "part of train held out where no validation is given; between 0 and 1")
     validation_seed: Seed | None = field(None, "seed of the rows held out; null: the run's seed, of several the first")
@@ -75,12 +84,33 @@ class DataConfig:
         return delimiter
 
 
+@configclass
+class TextColumns(DataFiles):
+    """Which columns hold text and label. `id_column` is here for its place in lists of settings."""
+
+    text_column: str = field("text", "column of the text")
+    text_pair_column: str | None = field(None, "column of a second text, for pairs of texts")
+    label_column: str = field("label", "column of the label")
+    id_column: str | None
+    multi_label: bool = field(False, "a row has any number of labels, separated by |")
+
+
+# Settings are listed in the order files, columns, rules: dataclasses takes the fields of the last base first.
+@configclass
+class DataConfig(DataRules, TextColumns):
+    """Which files or Hub data set to read, which columns, and what to do with rows that do not fit."""
+
+    on_long: Literal["truncate", "error", "window"] = field("truncate", "what to do with texts above max_length")
+    on_empty: Literal["error", "skip"] = field("error", "what to do with rows without text or label")
+
+
 @dataclass(frozen=True)
 class Split:
     """Rows of one split, each with the file and line that it came from.
 
     `rows` has the columns id, text, text_pair (pairs only), label (labelled only; labels of a multi-label row are
-    joined by |), file (index into `files`) and line (from 1; for Parquet and Hub data the number of the row).
+    joined by |), file (index into `files`) and line (from 1; for Parquet and Hub data the number of the row). Rows of
+    `finetune.data.sequences` have source, target and references in place of text and label.
     `sha256` is file -> digest of its bytes as stored, or revision and fingerprint of Hub data.
     """
 
@@ -118,11 +148,26 @@ class Split:
             raise UserError(Exit.BAD_DATA, f"{self.files[0]} was read without labels; give data.label_column=NAME")
         return self._values("label")
 
+    def sources(self) -> list[str]:
+        """Return the source of each row of a sequence-to-sequence split."""
+        return self._values("source")
+
+    def targets(self) -> list[str]:
+        """Return the target of each row, its first reference; raises UserError (65) where it was read without."""
+        if "target" not in self.rows.column_names:
+            raise UserError(Exit.BAD_DATA, f"{self.files[0]} was read without targets; give data.target_column=NAME")
+        return self._values("target")
+
+    def references(self) -> list[list[str]]:
+        """Return all references of each row, one or more; the target is one of them."""
+        stored = self._values("references")
+        return [several or [target] for several, target in zip(stored, self.targets(), strict=True)]
+
     def select(self, indices: Iterable[int] | np.ndarray) -> "Split":
         """Return the split with these rows only, in this order."""
         return dataclasses.replace(self, rows=self.rows.select(indices))
 
-    def _values(self, column: str) -> list[str]:
+    def _values(self, column: str) -> list[Any]:
         return [value for block in self.blocks([column]) for value in block[column].to_pylist()]
 
 
@@ -191,12 +236,19 @@ def read_split(name: str, files: str | list[str], config: DataConfig, *, labelle
     Raises UserError: 66 where a file is missing, 65 with file:line for anything wrong in it.
     """
     wanted = _wanted(config, labelled)
-    sources = [open_file(file, wanted) for file in ([files] if isinstance(files, str) else files)]
-    return _read(name, sources, wanted, config)
+    return gather(name, open_files(files, wanted), wanted, config.on_empty)
 
 
-def from_lines(name: str, lines: Iterable[str]) -> Split:
-    """Make an unlabelled split of lines of text, e.g. from standard input; raises UserError (65) for an empty line."""
+def open_files(files: str | list[str], wanted: Wanted) -> list[Source]:
+    """Open the files of one split in the order given, their rows unread."""
+    return [open_file(file, wanted) for file in ([files] if isinstance(files, str) else files)]
+
+
+def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"] = "text") -> Split:
+    """Make a split without labels or targets of lines of text, e.g. from standard input.
+
+    Raises UserError (65) for an empty line.
+    """
     try:
         texts = [line.rstrip("\r\n") for line in lines]
     except UnicodeError as error:
@@ -208,7 +260,7 @@ def from_lines(name: str, lines: Iterable[str]) -> Split:
     table = pa.table(
         {
             "id": pa.array([str(number) for number in numbers], pa.string()),
-            "text": pa.array(texts, pa.string()),
+            column: pa.array(texts, pa.string()),
             "file": pa.array([0] * len(texts), pa.int16()),
             "line": pa.array([number + 1 for number in numbers], pa.int32()),
         }
@@ -222,22 +274,37 @@ def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> di
 
     Raises UserError: 2 where train is needed and not given, otherwise as `read_split`.
     """
+    wanted = _wanted(config, labelled=True)
+    splits = gather_splits(
+        config, wanted, lambda name, sources: gather(name, sources, wanted, config.on_empty), need_train=need_train
+    )
+    if "train" in splits and "validation" not in splits:
+        splits |= _hold_out(splits["train"], config, seed if config.validation_seed is None else config.validation_seed)
+    return in_order(splits)
+
+
+def gather_splits(
+    config: DataRules, wanted: Wanted, read: Callable[[str, list[Source]], Split], *, need_train: bool
+) -> dict[str, Split]:
+    """Open the files of train, validation and test, as far as they are given, and `read` each into a split."""
     given = {"train": config.train, "validation": config.validation, "test": config.test}
     files = {name: value for name, value in given.items() if value}
     if need_train and "train" not in files and config.name is None:
         raise UserError(Exit.USAGE, "no training data; give data.train=FILE (CSV, TSV, JSONL or Parquet)")
-    wanted = _wanted(config, labelled=True)
     hub = open_hub(config.name, config.config, config.revision, wanted) if config.name else {}
     if need_train and "train" not in files and "train" not in hub:
         raise UserError(Exit.USAGE, f"data.name={config.name} has no train split; give data.train=FILE")
     splits: dict[str, Split] = {}
-    for name in ("train", "validation", "test"):
+    for name in given:
         if name in files:
-            splits[name] = read_split(name, files[name], config)
+            splits[name] = read(name, open_files(files[name], wanted))
         elif name in hub:
-            splits[name] = _read(name, [hub[name]], wanted, config)
-    if "train" in splits and "validation" not in splits:
-        splits |= _hold_out(splits["train"], config, seed if config.validation_seed is None else config.validation_seed)
+            splits[name] = read(name, [hub[name]])
+    return splits
+
+
+def in_order(splits: dict[str, Split]) -> dict[str, Split]:
+    """Return the splits that are there as train, validation, test."""
     return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
 
 
@@ -258,21 +325,25 @@ def _wanted(config: DataConfig, labelled: bool) -> Wanted:
     )
 
 
-def _read(name: str, sources: list[Source], wanted: Wanted, config: DataConfig) -> Split:
+def gather(name: str, sources: list[Source], wanted: Wanted, on_empty: str) -> Split:
+    """Read the rows of sources, one after the other, into a split that has a column for each role of `wanted`.
+
+    Raises UserError (65) with file:line for rows that lack a value, unless on_empty is skip, and for repeated ids.
+    """
     gathered = _Gathered(wanted)
     for number, source in enumerate(sources):
         gathered.source = source.name
         for line, values in source.rows:
             gathered.add(number, line, values)
-    gathered.finish(config.on_empty)
+    gathered.finish(on_empty)
     files = tuple(source.name for source in sources)
     table = gathered.table(files)
     digests = {source.name: source.digest for source in sources}
     # Without a fingerprint of our own, `datasets` would pickle and hash the whole table to make one.
-    made_of = repr((name, files, digests, wanted, config.on_empty))
+    made_of = repr((name, files, digests, wanted, on_empty))
     fingerprint = hashlib.sha256(made_of.encode("utf-8", "backslashreplace")).hexdigest()[:16]
     rows = datasets.Dataset(InMemoryTable(table), fingerprint=fingerprint)
-    return Split(name, rows, files, digests, sum(gathered.empty.values()), encoding=config.encoding)
+    return Split(name, rows, files, digests, sum(gathered.empty.values()), encoding=wanted.encoding)
 
 
 class _Gathered:
@@ -285,24 +356,24 @@ class _Gathered:
         self.position = 0  # rows met, skipped ones included, so that a row number is the row's place in the file
         self.characters = 0
         self.all_characters = 0
-        self.values: list[list[str | None]] = []
+        self.values: list[list[Value]] = []
         self.places: list[tuple[int, int, int]] = []  # file, line, position
         self.batches: list[pa.RecordBatch] = []
         self.empty: dict[str, int] = {}
         self.examples: dict[str, list[str]] = {}
 
-    def add(self, file: int, line: int, values: list[str | None]) -> None:
+    def add(self, file: int, line: int, values: list[Value]) -> None:
         """Take one row, or count it among the empty ones."""
         place = (file, line, self.position)
         self.position += 1
         for role, value in zip(self.roles, values, strict=True):
-            if (not value or value.isspace()) and self._must_have(role, value):
+            if _is_blank(value) and self._must_have(role, value):
                 self.empty[role] = self.empty.get(role, 0) + 1
                 examples = self.examples.setdefault(role, [])
                 if len(examples) < EXAMPLES:
                     examples.append(f"{self.source}:{line}")
                 return
-            self.characters += len(value) if value else 0
+            self.characters += len(value) if isinstance(value, str) else sum(map(len, value or ()))
         self.values.append(values)
         self.places.append(place)
         if len(self.values) == CHUNK_ROWS or self.characters > CHUNK_CHARACTERS:
@@ -316,7 +387,7 @@ class _Gathered:
             advice = "split the data, or raise data.max_gigabytes"
             raise UserError(Exit.BAD_DATA, f"{self.source}: the rows hold more than {limit} of text; {advice}")
         try:
-            arrays = [pa.array([row[place] for row in self.values], pa.string()) for place in range(len(self.roles))]
+            arrays = [self._column(place) for place in range(len(self.roles))]
         except UnicodeEncodeError:
             raise self._surrogate() from None
         for place, kind in enumerate((pa.int16(), pa.int32(), pa.int64())):
@@ -351,9 +422,15 @@ class _Gathered:
         order = ["id", *(role for role in self.roles if role != "id"), "file", "line"]
         return table.set_column(table.column_names.index("id"), "id", settled).select(order)
 
-    def _must_have(self, role: str, value: str | None) -> bool:
+    def _column(self, place: int) -> pa.Array:
+        kind = pa.list_(pa.string()) if self.roles[place] in self.wanted.lists else pa.string()
+        return pa.array([row[place] for row in self.values], kind)
+
+    def _must_have(self, role: str, value: Value) -> bool:
         if role == "id":
             return self.wanted.id_required
+        if role in self.wanted.optional:
+            return value is not None
         # A row of multi-label data may have none of the labels; a label that is missing altogether is a fault.
         return not (role == "label" and self.wanted.multi_label and value is not None)
 
@@ -361,12 +438,18 @@ class _Gathered:
         """Find the first text with half a character: JSON can write one (\\ud800), UTF-8 cannot."""
         for row, (_, line, _) in zip(self.values, self.places, strict=True):
             for role, value in zip(self.roles, row, strict=True):
-                half = re.search("[\ud800-\udfff]", value or "")
+                half = re.search("[\ud800-\udfff]", "".join(value or ()))
                 if half:
                     what = f"{role} holds half a character (\\u{ord(half[0]):04x}, a lone surrogate)"
                     advice = "write the file again with whole characters"
                     return UserError(Exit.BAD_DATA, f"{self.source}:{line}: {what}; {advice}")
         raise AssertionError("Arrow refused a text that UTF-8 accepts")
+
+
+def _is_blank(value: Value) -> bool:
+    if isinstance(value, list):
+        return not value or any(_is_blank(item) for item in value)
+    return not value or value.isspace()
 
 
 def _repeated_id(table: pa.Table, files: tuple[str, ...]) -> UserError:

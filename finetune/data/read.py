@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -21,7 +22,7 @@ import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.errors import Exit, UserError, nearest
+from finetune.errors import Exit, UserError, did_you_mean, nearest
 
 KNOWN = ".csv, .tsv, .jsonl, .json (each also .gz) and .parquet"
 PROBE_SECONDS = 4.0
@@ -29,19 +30,24 @@ OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 BLOCK_BYTES = 1 << 20
 TABLE_ROWS = 1_000
 LARGEST_FIELD = 2**31 - 1
-Row = tuple[int, list[str | None]]
+Value = str | list[str] | None
+Row = tuple[int, list[Value]]
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Say which columns to take (role to column, `id` last) and how to decode a file.
 
-    Roles are text, text_pair, label and id; the setting of a role is data.<role>_column.
+    The setting of a role is data.<role>_column; the second and third columns of one setting are the roles source.1 and
+    source.2. In JSON and Parquet a column may be a path: `answers.text` is `text` of the object, or of each object of
+    the list, `answers`. Roles in `lists` may hold a list of texts; those in `optional` may be absent from a file.
     """
 
     columns: dict[str, str]
     id_required: bool = False
     multi_label: bool = False
+    lists: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     encoding: str = "utf-8"
     delimiter: str | None = None
     max_bytes: float = 8e9
@@ -224,11 +230,11 @@ def _csv_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:
         first, header = next(((line, record) for line, record in records if record), (0, []))
         if not header:
             raise _empty(file)
-        picks, absent = _picks(f"{file}:{first}", header, wanted)
+        picks = _picks(f"{file}:{first}", header, wanted)
         rows = 0
         for line, record in _even(file, header, records, delimiter):
             rows += 1
-            yield line, [*(record[pick] for pick in picks), *absent]
+            yield line, [None if pick is None else record[pick] for pick in picks]
         if not rows:
             raise _no_rows(file)
 
@@ -278,16 +284,58 @@ def _ragged(where: str, header: list[str], record: list[str], delimiter: str) ->
     return UserError(Exit.BAD_DATA, f"{what}. {advice}")
 
 
-def _picks(where: str, header: list[str], wanted: Wanted) -> tuple[list[int], list[None]]:
-    """Return the position of each wanted column, and the padding for an `id` column that the file does not have."""
+def _picks(where: str, header: list[str], wanted: Wanted) -> list[int | None]:
+    """Return the position of each wanted column, None for one that the file need not have and does not."""
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(Exit.BAD_DATA, f"{where} has the column {shown(twice[0])} twice; rename one of them")
-    present = {role: column for role, column in wanted.columns.items() if column in header}
+    picks: list[int | None] = []
     for role, column in wanted.columns.items():
-        if role not in present and (role != "id" or wanted.id_required):
+        if column not in header and not _may_lack(role, wanted):
             raise UserError(Exit.BAD_DATA, _no_column(where, header, role, column))
-    return [header.index(column) for column in present.values()], [None] * (len(wanted.columns) - len(present))
+        picks.append(header.index(column) if column in header else None)
+    return picks
+
+
+def _check_nested(where: str, names: list[str], wanted: Wanted) -> None:
+    """Check like `_picks` where columns may be paths: the first part of a path must be there."""
+    tops = {role: _top(column, names) for role, column in wanted.columns.items()}
+    _picks(where, names, dataclasses.replace(wanted, columns=tops))
+
+
+def _may_lack(role: str, wanted: Wanted) -> bool:
+    return role in wanted.optional or (role == "id" and not wanted.id_required)
+
+
+def _top(column: str, names: Iterable[str]) -> str:
+    """Return the column that holds the value: itself, or for a path its first part."""
+    return column if column in names else column.partition(".")[0]
+
+
+def _reach(row: dict[str, Any], column: str, where: str) -> Any:
+    """Return the value of a column or at the end of a path; of a list, the value in each of its objects."""
+    if column in row or "." not in column:
+        return row.get(column)
+    top, *names = column.split(".")
+    value = row.get(top)
+    for name in names:
+        if isinstance(value, list):
+            value = [_member(item, name, column, where) for item in value]
+        else:
+            value = _member(value, name, column, where)
+    return value
+
+
+def _member(value: Any, name: str, column: str, where: str) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise UserError(Exit.BAD_DATA, f"{where}: {column} asks for {name} of {shown(value)}, which is no object")
+    if name not in value:
+        names = ", ".join(shown(key, 30)[1:-1] for key in list(value)[:10])
+        what = f"{where}: {column}: there is no {name}{did_you_mean(name, value)} (there: {names})"
+        raise UserError(Exit.BAD_DATA, what)
+    return value[name]
 
 
 def _no_column(where: str, header: list[str], role: str, column: str) -> str:
@@ -300,7 +348,8 @@ def _no_column(where: str, header: list[str], role: str, column: str) -> str:
     names = ", ".join(shown(name, 30)[1:-1] for name in header[:10]) + (", ..." if len(header) > 10 else "")
     guess = nearest(column, header)
     question = f"; did you mean {guess}?" if guess else ""
-    return f"{where} has no column {column}{question} (columns: {names}). Give data.{role}_column={guess or 'NAME'}"
+    setting = f"data.{role.partition('.')[0]}_column"
+    return f"{where} has no column {column}{question} (columns: {names}). Give {setting}={guess or 'NAME'}"
 
 
 def _json_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:
@@ -314,9 +363,9 @@ def _json_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:
             where = f"{file}:{line}"
             value = _json_object(where, text)
             if first:
-                _picks(where, list(value), wanted)
+                _check_nested(where, list(value), wanted)
                 first = False
-            yield line, [_as_text(value.get(column), role, where, wanted.multi_label) for role, column in roles]
+            yield line, [_as_text(_reach(value, column, where), role, where, wanted) for role, column in roles]
     if first:
         raise _empty(file)
 
@@ -341,18 +390,28 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _as_text(value: Any, role: str, where: str, multi_label: bool) -> str | None:
+def _as_text(value: Any, role: str, where: str, wanted: Wanted) -> Value:
     if value is None or isinstance(value, str):
         return value
+    if role in wanted.lists and isinstance(value, list):
+        return _texts(value, role, where)
     if role in {"label", "id"} and isinstance(value, bool):
         return "true" if value else "false"
     if role in {"label", "id"} and isinstance(value, int):
         return str(value)
     if role == "label" and isinstance(value, list):
-        return _joined(value, where, multi_label)
+        return _joined(value, where, wanted.multi_label)
     kinds = "text, a whole number or true/false" if role in {"label", "id"} else "text"
     advice = "; put it in quotes" if isinstance(value, bool | int | float) else ""
     raise UserError(Exit.BAD_DATA, f"{where}: {role} must be {kinds}, not {shown(value)[1:-1]}{advice}")
+
+
+def _texts(values: list[Any], role: str, where: str) -> list[str]:
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, str):
+            what = f"{where}: {role} is a list, and its item {number} is not text but {shown(value)[1:-1]}"
+            raise UserError(Exit.BAD_DATA, f"{what}; give a list of texts, or the path to one, e.g. answers.text")
+    return values
 
 
 def _joined(values: list[Any], where: str, multi_label: bool) -> str:
@@ -373,10 +432,11 @@ def _parquet_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:
     """
     with pq.ParquetFile(path) as stored:
         names = stored.schema_arrow.names
-        _picks(file, names, wanted)
+        _check_nested(file, names, wanted)
         if stored.metadata.num_rows == 0:
             raise _no_rows(file)
-        columns = [name for name in dict.fromkeys(wanted.columns.values()) if name in names]
+        tops = dict.fromkeys(_top(column, names) for column in wanted.columns.values())
+        columns = [name for name in tops if name in names]
         fields = [stored.schema_arrow.field(name) for name in columns]
         features = datasets.Features.from_arrow_schema(pa.schema(fields, metadata=stored.schema_arrow.metadata))
         tables = (pa.Table.from_batches([batch]) for batch in stored.iter_batches(TABLE_ROWS, columns=columns))
@@ -387,7 +447,7 @@ def _table_rows(file: str, tables: Iterable[pa.Table], features: Any, wanted: Wa
     line = 0
     for table in tables:
         if line == 0:
-            _picks(file, table.column_names, wanted)
+            _check_nested(file, table.column_names, wanted)
         columns = [_text_column(table, features, role, file, line, wanted) for role in wanted.columns]
         for values in zip(*columns, strict=True):
             line += 1
@@ -396,17 +456,20 @@ def _table_rows(file: str, tables: Iterable[pa.Table], features: Any, wanted: Wa
         raise _no_rows(file)
 
 
-def _text_column(table: pa.Table, features: Any, role: str, file: str, before: int, wanted: Wanted) -> list[str | None]:
+def _text_column(table: pa.Table, features: Any, role: str, file: str, before: int, wanted: Wanted) -> list[Value]:
     column = wanted.columns[role]
-    if column not in table.column_names:
+    top = _top(column, table.column_names)
+    if top not in table.column_names:
         return [None] * table.num_rows
-    values = table[column].to_pylist()
-    if isinstance(features[column], datasets.ClassLabel):
-        names = features[column].names  # -1 marks a row whose label is withheld
+    values = table[top].to_pylist()
+    if isinstance(features[top], datasets.ClassLabel):
+        names = features[top].names  # -1 marks a row whose label is withheld
         values = [names[value] if value is not None and value >= 0 else None for value in values]
-    return [
-        _as_text(value, role, f"{file}:{line}", wanted.multi_label) for line, value in enumerate(values, before + 1)
-    ]
+    found: list[Value] = []
+    for line, value in enumerate(values, before + 1):
+        where = f"{file}:{line}"
+        found.append(_as_text(_reach({top: value}, column, where), role, where, wanted))
+    return found
 
 
 def _load_hub(name: str, config: str | None, revision: str | None) -> Any:

@@ -1,0 +1,204 @@
+"""Sources with their targets: pairs of texts, several references a row, and dialogues that become one row a turn."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from finetune.config import configclass, field
+from finetune.data.check import fold
+from finetune.data.columns import DataFiles, DataRules, Split, gather, gather_splits, in_order, open_files
+from finetune.data.read import Row, Source, Value, Wanted, shown
+from finetune.errors import Exit, UserError
+
+
+@configclass
+class SequenceColumns(DataFiles):
+    """Which columns hold source and target. `id_column` is here for its place in lists of settings."""
+
+    source_column: str | list[str] = field("source", "column of the source, or a list: [question,context] are joined")
+    target_column: str = field("target", "column of the target, or of a list of targets; answers.text reaches inside")
+    references_column: str | None = field(None, "column of all references of a row, in files that have it")
+    turns_column: str | None = field(None, "column of a list of turns: each becomes the target of those before it")
+    context_turns: Annotated[int, Field(ge=1)] = field(3, "turns before the target that make a source")
+    separator: str = field("\\n", "what stands between joined columns and turns; \\n is a line end, \\t a tab")
+    id_column: str | None
+
+
+@configclass
+class SequenceDataConfig(DataRules, SequenceColumns):
+    """Which files or Hub data set to read, where source and target stand, and what to do with rows that do not fit."""
+
+    on_long: Literal["truncate", "error", "skip"] = field("truncate", "what to do with pairs above the longest length")
+    on_empty: Literal["error", "skip"] = field("error", "what to do with rows without source or target")
+
+    @field_validator("source_column")
+    @classmethod
+    def _is_list_of_columns(cls, columns: str | list[str]) -> str | list[str]:
+        if not columns or len(set(_listed(columns))) < len(_listed(columns)):
+            raise ValueError("name one column, or several different ones")
+        return columns
+
+
+def read_split(name: str, files: str | list[str], config: SequenceDataConfig, *, with_targets: bool = True) -> Split:
+    """Read one split from its files, in the order given; its rows have id, source, target, references, file and line.
+
+    Without targets a dialogue is one row, whose source are its last turns. Raises UserError: 66 where a file is
+    missing, 65 with file:line for anything wrong in it.
+    """
+    wanted = _wanted(config, with_targets)
+    return _shaped(name, open_files(files, wanted), config, with_targets)
+
+
+def read_splits(config: SequenceDataConfig, *, seed: int, need_train: bool = True) -> dict[str, Split]:
+    """Read train, validation and test, as far as they are given; hold out a part of train where no validation is.
+
+    Raises UserError: 2 where train is needed and not given, or no file has the references column; otherwise as
+    `read_split`.
+    """
+    wanted = _wanted(config, with_targets=True)
+    splits = gather_splits(
+        config, wanted, lambda name, sources: _shaped(name, sources, config, True), need_train=need_train
+    )
+    _check_references(splits, config)
+    if "train" in splits and "validation" not in splits:
+        splits |= _hold_out(splits["train"], config, seed if config.validation_seed is None else config.validation_seed)
+    return in_order(splits)
+
+
+def _listed(columns: str | list[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else columns
+
+
+def _wanted(config: SequenceDataConfig, with_targets: bool) -> Wanted:
+    columns: dict[str, str] = {}
+    if config.turns_column is not None:
+        columns["turns"] = config.turns_column
+    else:
+        for number, column in enumerate(_listed(config.source_column)):
+            columns[f"source.{number}" if number else "source"] = column
+        if with_targets:
+            columns["target"] = config.target_column
+            if config.references_column is not None:
+                columns["references"] = config.references_column
+    columns["id"] = config.id_column if config.id_column is not None else "id"
+    return Wanted(
+        columns,
+        id_required=config.id_column is not None,
+        lists=("turns", "target", "references"),
+        optional=("references",),
+        encoding=config.encoding,
+        delimiter=config.delimiter,
+        max_bytes=config.max_gigabytes * 1e9,
+    )
+
+
+def _shaped(name: str, sources: list[Source], config: SequenceDataConfig, with_targets: bool) -> Split:
+    wanted = _wanted(config, with_targets)
+    shape = _turn_rows if config.turns_column is not None else _pair_rows
+    shaped = [dataclasses.replace(source, rows=shape(source, wanted, config, with_targets)) for source in sources]
+    made_of = repr((wanted.columns, config.context_turns, config.separator))  # part of the split's fingerprint
+    columns = {"source": made_of, **({"target": made_of, "references": made_of} if with_targets else {}), "id": "id"}
+    roles = dataclasses.replace(wanted, columns=columns, lists=("references",))
+    return gather(name, shaped, roles, config.on_empty)
+
+
+def _pair_rows(source: Source, wanted: Wanted, config: SequenceDataConfig, with_targets: bool) -> Iterator[Row]:
+    """Yield source, target, references (none where the target is the only one) and id of each row."""
+    separator = _separator(config)
+    parts = [place for place, role in enumerate(wanted.columns) if role.partition(".")[0] == "source"]
+    roles = list(wanted.columns)
+    for line, values in source.rows:
+        texts = [values[place] for place in parts]
+        joined = None if any(not text or str(text).isspace() for text in texts) else separator.join(map(str, texts))
+        if not with_targets:
+            yield line, [joined, values[-1]]
+            continue
+        target = values[roles.index("target")]
+        given = values[roles.index("references")] if "references" in roles else None
+        yield line, [joined, *_target(target, given), values[-1]]
+
+
+def _target(target: Value, given: Value) -> tuple[Value, Value]:
+    """Return the text to train on, and the list of references, None where the target alone is the reference."""
+    first = target if isinstance(target, str) or target is None else next(iter(target), None)
+    if given is not None:
+        return first, [given] if isinstance(given, str) else given
+    return first, target if isinstance(target, list) and len(target) > 1 else None
+
+
+def _turn_rows(source: Source, wanted: Wanted, config: SequenceDataConfig, with_targets: bool) -> Iterator[Row]:
+    """Yield a row for each turn but the first: its source are the turns before it, `context_turns` at most.
+
+    A dialogue too short for that yields a row without source or target, so that it is counted with the empty ones.
+    The id is that of the dialogue and the number of the target's turn, from 1.
+    """
+    separator = _separator(config)
+    for line, (turns, identity) in source.rows:
+        where = f"{source.name}:{line}"
+        if turns is not None and not isinstance(turns, list):
+            what = f"{where}: turns must be a list of texts, not {shown(turns)}"
+            raise UserError(Exit.BAD_DATA, f"{what}; give data.turns_column=NAME of such a list")
+        turns = turns or []
+        ends = range(1, len(turns)) if with_targets else [len(turns)]
+        for end in ends:
+            before = turns[max(0, end - config.context_turns) : end]
+            context = None if any(not turn.strip() for turn in before) else separator.join(before)
+            if with_targets:
+                yield line, [context, turns[end], None, f"{identity}:{end + 1}" if identity else None]
+            else:
+                yield line, [context, identity]
+        if with_targets and len(turns) < 2:
+            yield line, [turns[0] if turns else None, None, None, identity]
+
+
+def _separator(config: SequenceDataConfig) -> str:
+    return config.separator.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _check_references(splits: dict[str, Split], config: SequenceDataConfig) -> None:
+    """Refuse a references column that no file has: a misspelt one would go unnoticed, because files may lack it."""
+    if config.references_column is None or config.turns_column is not None:
+        return
+    if all(split.rows.data.column("references").null_count == len(split) for split in splits.values()):
+        files = ", ".join(file for split in splits.values() for file in split.files)
+        message = f"no file has the column {config.references_column} of data.references_column ({files})"
+        raise UserError(Exit.USAGE, f"{message}; correct its name, or leave the setting out")
+
+
+def _hold_out(train: Split, config: SequenceDataConfig, seed: int) -> dict[str, Split]:
+    """Draw rows at random; rows of one dialogue, or with the same source, stay together."""
+    groups = _groups(train)
+    sizes = np.bincount(groups)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    wanted = max(1, round(len(train) * config.validation_share))
+    taken = order[np.cumsum(sizes[order]) <= wanted]
+    if not len(taken) and len(sizes) > 1:
+        taken = order[[int(np.argmin(sizes[order]))]]
+    chosen = np.isin(groups, taken)
+    if not chosen.any() or chosen.all():
+        message = f"{train.files[0]} has too few different sources to hold some out; give data.validation=FILE"
+        raise UserError(Exit.BAD_DATA, message)
+    share = f"{config.validation_share:.1%}".replace(".0%", "%").replace("%", " %")
+    together = "dialogues whole" if config.turns_column is not None else "repeated sources together"
+    told = f"{share} of train, at random, {together}, seed {seed}"
+    held = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation", held_out=told)
+    return {"train": train.select(np.flatnonzero(~chosen)), "validation": held}
+
+
+def _groups(train: Split) -> np.ndarray:
+    """Number the groups of rows that may not be parted, (rows,): linked by file and line, or by source as `fold`ed."""
+    lines: dict[tuple[int, int], int] = {}
+    sources: dict[str, int] = {}
+    first: list[tuple[int, int]] = []  # (row, the first row that it is linked to)
+    places = zip(train.rows["file"][:], train.rows["line"][:], strict=True)
+    for row, (place, source) in enumerate(zip(places, train.sources(), strict=True)):
+        first.append((row, lines.setdefault(place, row)))
+        first.append((row, sources.setdefault(fold(source), row)))
+    ones, others = np.array(first).T
+    links = sparse.coo_array((np.ones(len(ones), dtype=bool), (ones, others)), shape=(len(train), len(train)))
+    return np.asarray(connected_components(links, directed=False)[1])

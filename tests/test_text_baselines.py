@@ -1,0 +1,127 @@
+"""Promises of finetune.text_baselines."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from finetune import text_baselines
+from finetune.data.sequences import SequenceDataConfig, read_splits
+from finetune.text_baselines import LeadCharacters, LeadSentences, Retrieval
+
+SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+
+
+def texts(rows: int, seed: int, words: int = 8) -> list[str]:
+    random = np.random.default_rng(seed)
+    vocabulary = ["".join(random.choice(SYLLABLES, 3)) for _ in range(500)]
+    return [" ".join(random.choice(vocabulary, words)) for _ in range(rows)]
+
+
+def test_retrieval_answers_with_the_target_of_the_nearest_training_source() -> None:
+    sources = texts(300, seed=1)
+    found = Retrieval.fit(sources, [f"target {row}" for row in range(300)])
+    damaged = [" ".join(source.split()[1:]).upper() for source in sources[:50]]
+    assert found.predict(damaged) == [f"target {row}" for row in range(50)]
+
+
+def test_the_nearest_is_that_of_a_plain_cosine_of_tf_idf() -> None:
+    train, test = texts(150, seed=2), texts(40, seed=3)
+    test = [f"{source} {' '.join(train[i].split()[:3])}" for i, source in enumerate(test)]
+    rows = []
+    for settings in ({"ngram_range": (1, 2)}, {"analyzer": "char_wb", "ngram_range": (3, 4)}):
+        vectorizer = TfidfVectorizer(sublinear_tf=True, norm=None, **settings)
+        rows.append((vectorizer.fit_transform(train).toarray(), vectorizer.transform(test).toarray()))
+    known, asked = (np.concatenate([pair[side] for pair in rows], axis=1) for side in (0, 1))
+    cosines = (asked @ known.T) / np.linalg.norm(known, axis=1)  # a query's own length does not change the order
+    assert Retrieval.fit(train, train).nearest(test).tolist() == cosines.argmax(axis=1).tolist()
+
+
+def test_retrieval_in_blocks_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Retrieval.fit(texts(100, seed=4), texts(100, seed=5))
+    whole = found.predict(texts(30, seed=6))
+    monkeypatch.setattr(text_baselines, "BLOCK_PAIRS", 700)
+    assert found.predict(texts(30, seed=6)) == whole
+
+
+def test_retrieval_takes_the_first_of_equals_and_answers_what_it_never_saw() -> None:
+    found = Retrieval.fit(["red dog", "blue cat", "red dog"], ["first", "second", "third"])
+    assert found.predict(["a red dog", "zzz", ""]) == ["first", "first", "first"]
+
+
+def test_retrieval_reads_scripts_without_spaces() -> None:
+    found = Retrieval.fit(["狗在公园里跑", "猫在沙发上睡觉"], ["dog", "cat"])
+    assert found.predict(["公园里有狗", "睡觉的猫"]) == ["dog", "cat"]
+
+
+def test_the_memory_of_retrieval_does_not_grow_with_the_number_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_baselines, "BLOCK_PAIRS", 50_000)
+    found = Retrieval.fit(texts(500, seed=7), texts(500, seed=8))
+    peaks = []
+    for rows in (100, 600):
+        asked = texts(rows, seed=9)
+        tracemalloc.start()
+        found.nearest(asked)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_the_commonest_words_are_left_out_where_there_are_too_many_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_baselines, "WORK", 8.0)
+    found = Retrieval.fit(["one of them", "of them two", "of them three"], ["1", "2", "3"])
+    assert found.predict(["of them of them three", "them"]) == ["3", "1"]
+    assert np.isfinite(found.across.data).all()
+
+
+def test_long_sources_are_compared_by_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_baselines, "CHARACTER_LIMIT", 100)
+    found = Retrieval.fit(texts(20, seed=1), texts(20, seed=2))
+    assert len(found.counters) == 1
+    assert "char" not in found.name
+    assert found.predict(texts(20, seed=1)) == texts(20, seed=2)
+
+
+def test_lead_takes_the_first_sentences() -> None:
+    assert LeadSentences(2).predict(["One. Two! Three?", "狗跑。猫睡。鸟飞。", "A\nB\nC"]) == [
+        "One. Two!", "狗跑。 猫睡。", "A B",
+    ]  # fmt: skip
+
+
+def test_a_lead_of_characters_keeps_words_whole_where_there_are_spaces() -> None:
+    sources = ["one two three", "one  two", "onetwothree", "狗在公园里跑", "seven! or"]
+    assert LeadCharacters(7).predict(sources) == ["one two", "one two", "onetwot", "狗在公园里跑", "seven!"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SequenceDataConfig:
+    rows = [{"source": f"{text}. More of it here. And more.", "target": text[:20]} for text in texts(60, seed=1)]
+    rows += [{"source": f"same {row}", "target": "again"} for row in range(3)]
+    for name, part in {"train": rows, "validation": rows[:20], "test": rows[20:30]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation", "test")}
+    return SequenceDataConfig(train=files["train"], validation=files["validation"], test=files["test"])
+
+
+def test_each_baseline_answers_every_split_but_train(config: SequenceDataConfig) -> None:
+    splits = read_splits(config, seed=1)
+    answers = {one.name: one for one in text_baselines.answer("summarization", splits)}
+    assert [name for name in answers if not name.startswith("target of")] == [
+        "copy of the source", "most frequent target", "lead-1", "lead-3", "lead of 19 characters",
+    ]  # fmt: skip
+    for one in answers.values():
+        assert {name: len(said) for name, said in one.predicted.items()} == {"validation": 20, "test": 10}
+        assert one.seconds >= 0
+    assert answers["most frequent target"].predicted["test"] == ["again"] * 10
+    assert answers["copy of the source"].predicted["test"] == splits["test"].sources()
+    retrieval = next(one for name, one in answers.items() if name.startswith("target of the nearest"))
+    assert retrieval.predicted["test"] == splits["test"].targets()
+
+
+def test_lead_is_for_summaries_only(config: SequenceDataConfig) -> None:
+    names = [one.name for one in text_baselines.fit("translation", read_splits(config, seed=1)["train"])]
+    assert len(names) == 3
+    assert not any("lead" in name for name in names)
