@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune", "finetune.errors", "finetune.config", "finetune.terminal", "finetune.run"),
     ("finetune.metrics", "finetune.significance", "finetune.optim", "finetune.hardware"),
     ("finetune.data.*", "finetune.checkpoint"),
-    ("finetune.baselines", "finetune.evaluation", "finetune.pretrained", "finetune.cpu"),
+    ("finetune.baselines", "finetune.evaluation", "finetune.pretrained", "finetune.cpu", "finetune.seq2seq.*"),
     ("finetune.trainer",),
     ("finetune.classifier",),
     ("finetune.report.*",),
