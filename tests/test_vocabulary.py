@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune import config as configuration
 from finetune.errors import Exit, UserError
@@ -78,8 +79,8 @@ def test_texts_come_back_as_they_were(kind: Kind, shared: bool, tmp_path: Path) 
 def test_new_texts_of_known_letters_come_back(kind: Kind) -> None:
     vocabularies = train(TEXTS, TEXTS, settings(kind))
     letters = sorted({character for text in TEXTS for character in tidy(text, kind)} - {" "})
+    letters = [letter for letter in letters if not unicodedata.combining(letter)]  # they would make new letters
     new = ["".join(letters[start::7]) for start in range(7)] + [" ".join(letters[start::11]) for start in range(11)]
-    new = [unicodedata.normalize("NFC", text) for text in new]
     assert vocabularies.decode_targets(vocabularies.encode_targets(new)) == new
 
 
@@ -117,7 +118,7 @@ def test_the_size_is_an_upper_bound_that_enough_text_reaches(kind: Kind) -> None
 
 def test_rare_words_are_unknown_and_counted() -> None:
     texts = ["a b", "a b", "a c", "d b"]
-    vocabularies = train(texts, texts, VocabularyConfig(kind="word", vocab_size=50, min_frequency=2))
+    vocabularies = train(texts, texts, VocabularyConfig(kind="word", vocab_size=50, min_frequency=2, shared=False))
     rows = vocabularies.encode_targets(texts)
     assert [row.count(UNK) for row in rows] == [0, 0, 1, 1]
     found = statistics(vocabularies.target, texts, rows)
@@ -159,42 +160,46 @@ def test_a_saved_vocabulary_loads_with_auto_tokenizer(kind: Kind, tmp_path: Path
     assert decoded == [tidy(text, kind) for text in TEXTS]
 
 
-TRAIN_AND_SAVE = """
-import sys
+OTHER_PROCESS = """
+import os, sys
 from pathlib import Path
 from finetune.seq2seq.vocabulary import VocabularyConfig, train
-texts = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
-train(texts, texts, VocabularyConfig(kind=sys.argv[2], vocab_size=200)).save(Path(sys.argv[3]))
-"""
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_another_process_with_threads_learns_the_same_files(kind: Kind, tmp_path: Path) -> None:
-    words = [word for text in [*ENGLISH, *GERMAN] for word in text.split()]
-    texts = [" ".join(words[start % 60 : start % 60 + 1 + start % 13]) for start in range(3_000)]
-    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    train(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(tmp_path / "here")
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": "5"}
-    command = [sys.executable, "-c", TRAIN_AND_SAVE, str(tmp_path / "texts.txt"), kind, str(tmp_path / "there")]
-    subprocess.run(command, env=environment, check=True)
-    assert files(tmp_path / "here") == files(tmp_path / "there")
-
-
-FORK = """
-import os
-from finetune.seq2seq.vocabulary import VocabularyConfig, train
+folder = Path(sys.argv[1])
+texts = (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
 for kind in ("bpe", "unigram", "word", "character"):
-    train(["a b c"] * 50, ["a b d"] * 50, VocabularyConfig(kind=kind, vocab_size=50))
+    train(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(folder / kind)
 child = os.fork()
 if child:
     os.waitpid(child, 0)
 """
 
 
-def test_a_fork_after_training_is_not_warned_of() -> None:
+@pytest.fixture(scope="module")
+def other_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Train each kind in a process with threads, which then forks; return its folder and what it said."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    words = [word for text in [*ENGLISH, *GERMAN] for word in text.split()]
+    texts = [" ".join(words[start % 60 : start % 60 + 1 + start % 13]) for start in range(3_000)]
+    (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
-    forked = subprocess.run([sys.executable, "-c", FORK], env=environment, check=True, capture_output=True, text=True)
-    assert forked.stderr == ""
+    command = [sys.executable, "-c", OTHER_PROCESS, str(folder)]
+    finished = subprocess.run(
+        command, env=environment | {"PYTHONHASHSEED": "5"}, check=True, capture_output=True, text=True
+    )
+    return folder, finished.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_process_learns_the_same_files(kind: Kind, other_process: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = other_process
+    texts = (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
+    train(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(tmp_path)
+    assert files(tmp_path) == files(folder / kind)
+
+
+def test_a_fork_after_training_is_not_warned_of(other_process: tuple[Path, str]) -> None:
+    _, said = other_process
+    assert said == ""
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "character"])
@@ -235,7 +240,9 @@ def test_a_folder_without_its_files_or_with_damaged_ones_is_refused(tmp_path: Pa
     assert refused.value.code == Exit.BAD_DATA
 
 
-def test_a_tokenizer_of_another_model_is_refused(tiny_model: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    words = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "[UNK]"))).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="special tokens differ") as refused:
-        Vocabularies.load(tiny_model)
+        Vocabularies.load(tmp_path)
     assert refused.value.code == Exit.BAD_DATA

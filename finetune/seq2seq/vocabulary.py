@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.config import configclass, field
 from finetune.errors import Exit, UserError
+from finetune.seq2seq.unigram import learn_pieces
 
 PAD, UNK, BOS, EOS = range(4)
 SPECIALS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # by number
@@ -145,8 +146,7 @@ def _train(texts: Sequence[str], config: VocabularyConfig, whose: str) -> PreTra
     if not characters:
         raise UserError(Exit.BAD_DATA, f"{whose} are empty: there is no vocabulary to learn")
     _refuse_small(characters, config, whose)
-    with _one_thread():
-        tokenizer.train_from_iterator(texts, _trainer(config), length=len(texts))
+    _learn(tokenizer, texts, config)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIALS['eos_token']}", special_tokens=[(SPECIALS["eos_token"], EOS)]
     )
@@ -191,15 +191,22 @@ def _join_marks() -> list[normalizers.Normalizer]:
     return [left, right]
 
 
-def _trainer(config: VocabularyConfig) -> trainers.Trainer:
+def _learn(tokenizer: Tokenizer, texts: Sequence[str], config: VocabularyConfig) -> None:
     specials = list(SPECIALS.values())
-    size, quiet = config.vocab_size, False
     if config.kind == "unigram":
-        unknown = SPECIALS["unk_token"]
-        return trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, show_progress=quiet, unk_token=unknown)
+        words: Counter[str] = Counter()
+        for text in texts:
+            pieces = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+            words.update(piece for piece, _ in pieces)
+        learnt = learn_pieces(words, config.vocab_size - len(specials))
+        tokenizer.model = models.Unigram([*((special, 0.0) for special in specials), *learnt], unk_id=UNK)
+        tokenizer.add_special_tokens(specials)
+        return
     make = trainers.BpeTrainer if config.kind == "bpe" else trainers.WordLevelTrainer
     least = 1 if config.kind == "character" else config.min_frequency
-    return make(vocab_size=size, min_frequency=least, special_tokens=specials, show_progress=quiet)
+    trainer = make(vocab_size=config.vocab_size, min_frequency=least, special_tokens=specials, show_progress=False)
+    with _one_thread():
+        tokenizer.train_from_iterator(texts, trainer, length=len(texts))
 
 
 def _refuse_small(characters: set[str], config: VocabularyConfig, whose: str) -> None:
@@ -239,7 +246,7 @@ def _load(folder: Path) -> PreTrainedTokenizerFast:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep the Rust side from threads: their sums depend on their order, and a later fork would be warned of."""
+    """Keep the Rust side from threads in training, or a later fork would be warned of on stderr."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"
