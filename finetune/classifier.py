@@ -17,11 +17,11 @@ from finetune.data.columns import LabelMap
 from finetune.data.encode import Encoded
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.first_token import read_only_first_token
+from finetune.hardware import AUTOCAST
 from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
 from finetune.run import read_json
 from finetune.trainer import TrainConfig
 
-AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A batch for scoring holds per_device_eval_batch_size texts of this length, or fewer longer ones.
 TOKENS_OF_A_TEXT = 128
 READING = "finetune"  # key of a model's task_specific_params
@@ -62,6 +62,11 @@ class Classifier:
         self.model.config.task_specific_params = {READING: {"max_length": max_length, "on_long": on_long}}
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    @property
+    def described(self) -> str:
+        """Return name and size in a few words."""
+        return f"{self.source.name} · {self.parameters / 1e6:.1f} M parameters"
 
     @property
     def parameters(self) -> int:

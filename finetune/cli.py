@@ -110,7 +110,7 @@ def evaluate(
     left_out += f", {found['skipped']} without text or label left out" if found["skipped"] else ""
     _print(f"{terminal.count(found['rows'], 'row')}{left_out}; in brackets the 95 % interval")
     for name, value in found["scores"].items():
-        _print(f"{name:<12} {terminal.interval(value)}")
+        _print(f"{name:<12} {terminal.shown(name, value)}")
     return None
 
 
@@ -124,12 +124,15 @@ def predict(
     id_column: IdColumn = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
+    beam_size: Annotated[int | None, typer.Option("--beam-size", help="of a run that writes texts; 1: greedy")] = None,
+    n_best: Annotated[int | None, typer.Option("--n-best", help="texts written for each source")] = None,
     as_json: Json = False,
 ) -> None:
-    """Label texts, one row each, in order.
+    """Label texts, or write a text for each source: one row each, in order.
 
     echo "my card was swallowed" | finetune predict runs/x
     finetune predict runs/x --input new.csv --output out.jsonl
+    finetune predict runs/translation --input new.jsonl --beam-size 5 --output out.jsonl
     """
     _quiet_environment()
     from finetune import commands
@@ -143,6 +146,8 @@ def predict(
         text_column=text_column, text_pair_column=text_pair_column, id_column=id_column, encoding=encoding,
         delimiter=delimiter,
     )  # fmt: skip
+    given = {"search.beam_size": beam_size, "search.num_return_sequences": n_best}
+    reading += [f"{name}={value}" for name, value in given.items() if value is not None]
     rows = commands.predict(run, input if input is not None else iter(sys.stdin), reading=reading)
     if output is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
@@ -370,6 +375,8 @@ def _reading(**given: str | None) -> list[str]:
 
 
 def _prediction_line(row: dict[str, Any]) -> str:
+    if "source" in row:
+        return str(row["predicted"])
     predicted, probabilities = row["predicted"], row["probabilities"]
     if isinstance(predicted, list):
         named = "|".join(predicted) or "(none)"

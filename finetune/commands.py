@@ -10,15 +10,18 @@ from types import ModuleType
 from typing import Any
 
 from finetune import config as configuration
-from finetune import hardware, pretrained
+from finetune import hardware, pretrained, text_evaluation
 from finetune.classifier import READING
 from finetune.config import flatten, read_yaml, to_tree
+from finetune.data import columns, sequences
 from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
-from finetune.data.columns import DataConfig, LabelMap, from_lines, read_split, read_splits
+from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, read_splits
+from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, from_rows, score
 from finetune.report import results as reporting
+from finetune.report import text_results
 from finetune.report.card import model_card
 from finetune.run import Run, environment, read_json
 from recipes import RECIPES
@@ -77,17 +80,17 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
-    split = read_split("test", data, config.data)
+    split = _read("test", data, config.data)
     left_out = 0
     if drop_leaked:
         before = _trained(run, ())[2].data
         if before.train is None:
             raise UserError(Exit.USAGE, f"--drop-leaked: {run} does not name a training file to look for texts in")
-        leaked = set(leaks(read_split("train", before.train, before), split).tolist())
+        leaked = set(leaks(_read("train", before.train, before), split).tolist())
         left_out = len(leaked)
         split = split.select([row for row in range(len(split)) if row not in leaked])
     predictions = module.evaluate(config, folder, split)
-    return {"rows": len(split), "left_out": left_out, "skipped": split.skipped, "scores": score(predictions)}
+    return {"rows": len(split), "left_out": left_out, "skipped": split.skipped, "scores": _scores(predictions, config)}
 
 
 def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -98,7 +101,9 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
     if isinstance(input, str):
-        split = read_split("input", input, dataclasses.replace(config.data, on_empty="error"), labelled=False)
+        split = _read("input", input, dataclasses.replace(config.data, on_empty="error"), gold=False)
+    elif isinstance(config.data, SequenceDataConfig):
+        split = from_lines("stdin", input, "source")
     elif config.data.text_pair_column is not None:
         raise UserError(Exit.USAGE, f"{run} was trained on pairs of texts; give a file: --input FILE")
     else:
@@ -120,13 +125,19 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     pairs = [(a, b) for place, a in enumerate(runs) for b in runs[place + 1 :]]
     for a, b in pairs:
         _check_same_texts(a, read[a], b, read[b])
-    found = compare_all({f"{a}\n{b}": (read[a][0], read[b][0]) for a, b in pairs})
+    together = {f"{a}\n{b}": (read[a].seeds, read[b].seeds) for a, b in pairs}
+    task = read[runs[0]].task
+    if any(stored.task != task for stored in read.values()):
+        raise UserError(
+            Exit.BAD_DATA, "the runs are of different tasks: " + ", ".join(sorted({r.kind for r in read.values()}))
+        )
+    found = compare_all(together) if task is None else text_evaluation.compare_all(together, task)
     return [
         {
             "runs": [a, b],
             **found[f"{a}\n{b}"],
-            "rows": len(read[a][0][0].ids),
-            "disagreements": _differ(read[a], read[b]),
+            "rows": len(read[a].seeds[0].ids),
+            "disagreements": _differ(read[a], read[b]) if task is None else [],
         }
         for a, b in pairs
     ]
@@ -253,7 +264,8 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
             finally:
                 run.updated |= part.updated  # what the seed left on disk must outlive a stop
             parts[seed] = part
-    results = reporting.combine(run, parts)
+    writes = isinstance(config.data, SequenceDataConfig)
+    results = text_results.combine(run, parts) if writes else reporting.combine(run, parts)
     place = read_json(parts[config.seeds[0]].folder / "environment.json")
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
     run.write_card(model_card(results, to_tree(config), place))
@@ -286,33 +298,64 @@ def _reading_of(model: Path) -> list[str]:
     return [f"max_length={stored['max_length']}", f"data.on_long={stored['on_long']}"]
 
 
-def _stored_predictions(name: str) -> tuple[list[Predictions], list[str]]:
-    """Return the test predictions of a run, one for each seed, and their texts."""
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """The test predictions of a run, one for each seed, their texts, and the task where it writes texts."""
+
+    seeds: list[Any]
+    texts: list[str]
+    task: text_evaluation.Task | None
+
+    @property
+    def kind(self) -> str:
+        return "classification" if self.task is None else self.task.name
+
+
+def _stored_predictions(name: str) -> _Stored:
     folder = Run.open(name).folder
     parts = [Run.open(path) for path in sorted(folder.glob("seed-*"))] or [Run.open(folder)]
-    found, texts = [], []
+    found: list[Any] = []
+    texts: list[str] = []
+    task = None
     for part in parts:
-        diagnostics = part.results()["diagnostics"]
+        results = part.results()
+        diagnostics = results["diagnostics"]
         rows = part.read_predictions(diagnostics["judged_on"])
-        found.append(from_rows(rows, diagnostics["labels"]))
-        texts = [row["text"] for row in rows]
-    return found, texts
+        if results["task"] in text_evaluation.TASKS:
+            task = text_evaluation.task_named(results["task"], diagnostics["language"])
+            found.append(text_evaluation.from_rows(rows))
+            texts = [row["source"] for row in rows]
+        else:
+            found.append(from_rows(rows, diagnostics["labels"]))
+            texts = [row["text"] for row in rows]
+    return _Stored(found, texts, task)
 
 
-def _check_same_texts(
-    a: str, of_a: tuple[list[Predictions], list[str]], b: str, of_b: tuple[list[Predictions], list[str]]
-) -> None:
+def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:
     """Refuse runs whose rows share their ids and not their texts: the same sentences in two languages, for example."""
-    texts = dict(zip(of_b[0][0].ids, of_b[1], strict=True))
-    for identity, text in zip(of_a[0][0].ids, of_a[1], strict=True):
+    texts = dict(zip(of_b.seeds[0].ids, of_b.texts, strict=True))
+    for identity, text in zip(of_a.seeds[0].ids, of_a.texts, strict=True):
         if texts.get(identity, text) != text:
             raise UserError(
                 Exit.BAD_DATA, f"{a} and {b} have different texts for id {identity}; score both on one file"
             )
 
 
-def _differ(a: tuple[list[Predictions], list[str]], b: tuple[list[Predictions], list[str]]) -> list[dict[str, Any]]:
-    first, second, texts = a[0][0], b[0][0], a[1]
+def _read(name: str, files: str | list[str], config: Any, *, gold: bool = True) -> Split:
+    """Read a file as the recipe of its settings does, with or without what is to be predicted."""
+    if isinstance(config, SequenceDataConfig):
+        return sequences.read_split(name, files, config, with_targets=gold)
+    return columns.read_split(name, files, config, labelled=gold)
+
+
+def _scores(predictions: Any, config: Any) -> dict[str, dict[str, float]]:
+    if isinstance(predictions, Predictions):
+        return score(predictions)
+    return text_evaluation.score(predictions, text_evaluation.task_named(config.task, config.language))
+
+
+def _differ(a: _Stored, b: _Stored) -> list[dict[str, Any]]:
+    first, second = a.seeds[0], b.seeds[0]
     place = {identity: row for row, identity in enumerate(second.ids)}
     rows = []
     for row, identity in enumerate(first.ids):
@@ -320,7 +363,7 @@ def _differ(a: tuple[list[Predictions], list[str]], b: tuple[list[Predictions], 
         if first.right[row] != second.right[other]:
             predicted = [_named(first, row), _named(second, other)]
             gold = _named(dataclasses.replace(first, predicted=first.gold), row)
-            rows.append({"id": identity, "text": texts[row], "gold": gold, "predicted": predicted})
+            rows.append({"id": identity, "text": a.texts[row], "gold": gold, "predicted": predicted})
     return rows
 
 

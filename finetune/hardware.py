@@ -12,6 +12,7 @@ import torch
 from finetune.errors import Exit, UserError
 
 Precision = Literal["no", "bf16", "fp16"]
+AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # rich costs 0.1 s, which `finetune --help` does not have
     from rich.progress import Progress
@@ -51,6 +51,25 @@ def interval(score: Mapping[str, float]) -> str:
 def points(fraction: float) -> str:
     """Return a difference of fractions in points with its sign: `+2.3`."""
     return f"{100 * fraction:+.1f}"
+
+
+def is_percentage(metric: str) -> bool:
+    """Tell whether a metric runs from 0 to 100 (BLEU and its kin) and not from 0 to 1."""
+    return metric in {"bleu", "chrf", "ter"} or metric.startswith("rouge")
+
+
+def shown(metric: str, score: Mapping[str, float]) -> str:
+    """Return a score in the digits of its metric: `38.2 [36.9, 39.6]` or `0.934 [0.925, 0.943]`."""
+    if not is_percentage(metric):
+        return interval(score)
+    return f"{score['value']:.1f} [{score['low']:.1f}, {score['high']:.1f}]"
+
+
+def difference(comparison: Mapping[str, Any]) -> str:
+    """Return a comparison's difference with its interval in points of its metric: `+2.3 points of chrf [1.3, 3.4]`."""
+    scale = 1 if is_percentage(comparison["metric"]) else 100
+    value, low, high = (scale * comparison[key] for key in ("difference", "low", "high"))
+    return f"{value:+.1f} points of {comparison['metric']} [{low:.1f}, {high:.1f}]"
 
 
 def p_value(p: float) -> str:

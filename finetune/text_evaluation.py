@@ -51,6 +51,16 @@ def task_named(name: str, language: str | None = None) -> Task:
     return dataclasses.replace(TASKS[name], language=language)
 
 
+def greater_is_better(metric: str, task: Task) -> bool:
+    """Say whether more of a validation score is better; raises UserError (2) for one that the task does not have."""
+    known = (*task.metrics, "loss")
+    if metric not in known:
+        guess = did_you_mean(metric, known)
+        what = f"train.metric_for_best_model={metric}: {task.name} has no such score{guess}"
+        raise UserError(Exit.USAGE, f"{what} (known: {', '.join(known)})")
+    return metric not in {*text_metrics.LOWER_IS_BETTER, "loss"}
+
+
 @dataclass(frozen=True)
 class TextPredictions:
     """What one system writes for the rows of one file; each row has one reference or more.

@@ -61,7 +61,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     loss = classifier.make_loss(labels, config.label_smoothing_factor, weights)
     loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, layer_decay=config.layerwise_lr_decay)
     examples = classifier.collate(encoded["train"], parts.tokenizer, targets["train"], splits["train"].where)
-    opening.say_model(run, parts, config.train, asked, len(loop.plan(examples)))
+    opening.say_model(run, parts.described, config.train, asked, len(loop.plan(examples)))
     if run.dry_run:
         return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters)
 
@@ -113,6 +113,6 @@ def _probabilities(config: Config, run: Run, data: Split) -> tuple[classifier.Cl
     parts = classifier.load_trained(str(run.model))
     max_length = min(config.max_length, parts.context)
     encoded = encode(data, parts.tokenizer, max_length, config.data.on_long)
-    opening.say_cut(run, encoded, max_length, config.data.on_long)
+    opening.say_cut(run, encoded.long, len(data), max_length, config.data.on_long)
     settings = trainer.resolve(config.train, width=parts.width, rows=len(data), classes=len(parts.labels.names))
     return parts, classifier.predict(parts, encoded, settings).probabilities

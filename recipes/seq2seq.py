@@ -23,7 +23,7 @@ from finetune.seq2seq import vocabulary
 from finetune.seq2seq.encoder_decoder import Lengths, NetworkConfig
 from finetune.seq2seq.search import SearchConfig
 from finetune.seq2seq.vocabulary import VocabularyConfig
-from finetune.text_evaluation import Task, TextPredictions, task_named
+from finetune.text_evaluation import TextPredictions, task_named
 from finetune.trainer import TrainConfig, Trainer
 
 Tokens = Annotated[int, Field(gt=2)]
@@ -42,14 +42,10 @@ class Config:
     max_target_length: Tokens = field(256, "tokens of a target")
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = field(0.1, "probability spread over all tokens")
     search: SearchConfig = field(SearchConfig, "how texts are written at the end and by predict")
-    baseline: Literal["auto", "none"] = field("auto", "auto: copy, most frequent target, retrieval, lead beside the model")
-    train: TrainConfig = field(
-        lambda: TrainConfig(
-            per_device_train_batch_size=64, lr_scheduler_type="inverse_sqrt", adam_beta2=0.98, weight_decay=0.0001,
-            metric_for_best_model="auto",
-        ),
-        "the loop",
-    )  # fmt: skip
+    baseline: Literal["auto", "none"] = field(
+        "auto", "auto: copy, most frequent target, retrieval, lead beside the model"
+    )
+    train: TrainConfig = field(networks.loop_settings, "the loop")
     seed: Seed = field(1, "of first weights, order, dropout and held-out rows")
     seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")
     output_dir: str | None = field(None, "run folder; default runs/<recipe>-<date>-<time>")
@@ -57,19 +53,15 @@ class Config:
 
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Train, keep the epoch with the best validation score of greedy decoding, and judge it beside the baselines."""
-    began, task = time.perf_counter(), task_named(config.task, config.language)
-    asked, longest = config.train, _longest(config)
+    began, task, asked = time.perf_counter(), task_named(config.task, config.language), config.train
     config = replace(config, train=networks.resolve(asked, config.network, task.decides))
     upwards = text_evaluation.greater_is_better(config.train.metric_for_best_model, task)
     splits = read_splits(config.data, seed=config.seed)
     found = opening.say_pairs(run, config.data, splits)
     words = vocabulary.train(splits["train"].sources(), splits["train"].targets(), config.vocabulary)
-    encoded = {
-        name: networks.encode(split, words, longest, networks.rule(config.data.on_long, train=name == "train"))
-        for name, split in splits.items()
-    }
+    encoded = networks.encode_splits(splits, words, _longest(config), config.data.on_long)
     found |= opening.say_vocabularies(run, words, splits, encoded)
-    parts = networks.build(config.network, words, longest, config.seed)
+    parts = networks.build(config.network, words, _longest(config), config.seed)
     loss = networks.make_loss(config.label_smoothing_factor, config.network.scheduled_sampling)
     loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, width=config.network.hidden_size)
     examples = networks.collate(encoded["train"], splits["train"].where)
@@ -83,25 +75,26 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     place = environment(config.seed, hardware.describe(config.train.use_cpu), hashes)
     run.start({"recipe": "seq2seq", **to_tree(config)}, place)
 
+    def written(name: str, search: SearchConfig) -> tuple[TextPredictions, float]:
+        found = networks.write(parts, encoded[name].sources, search, config.train, config.seed)
+        return judge(splits[name], [texts[0] for texts in found.texts], found.scores), found.seconds
+
     def validate() -> dict[str, float]:
-        greedy = networks.write(parts, encoded["validation"].sources, config.search.greedy(), config.train, config.seed)
-        told = judge(splits["validation"], [texts[0] for texts in greedy.texts])
-        return text_evaluation.values(told, task) | {"loss": networks.mean_loss(parts, encoded["validation"], config.train)}
+        scores = text_evaluation.values(written("validation", config.search.greedy())[0], task)
+        return scores | {"loss": networks.mean_loss(parts, encoded["validation"], config.train)}
 
     progress = loop.fit(examples, validate, greater_is_better=upwards)
-    rates = opening.say_costs(run, progress, loop.estimated_seconds)
+    rates = opening.say_costs(run, progress, loop.estimated_seconds, "target tokens")
     run.save_model(parts.save)
-    others = [name for name in splits if name != "train"]
-    written = {n: networks.write(parts, encoded[n].sources, config.search, config.train, config.seed) for n in others}
-    judged = {name: judge(splits[name], [t[0] for t in written[name].texts], written[name].scores) for name in others}
-    evaluating = written["test" if "test" in written else "validation"].seconds
+    judged = {name: written(name, config.search) for name in splits if name != "train"}
+    evaluating = judged["test" if "test" in judged else "validation"][1]
     results = conclude(
         run,
         TextConclusion(
             recipe="seq2seq",
             model=parts.described,
             task=task,
-            system=TextSystem(parts.name, judged, progress.seconds),
+            system=TextSystem(parts.name, {name: part for name, (part, _) in judged.items()}, progress.seconds),
             baselines=beside,
             splits=splits,
             seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
@@ -113,21 +106,19 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     return results
 
 
-def evaluate(config: Config, run: Run, data: Split) -> tuple[TextPredictions, Task]:
+def evaluate(config: Config, run: Run, data: Split) -> TextPredictions:
     """Write a text for each source of a file that training never saw, beside its references."""
     rows = predict(config, run, data)
-    told = judge(data, [row["predicted"] for row in rows], [row["score"] for row in rows])
-    return told, task_named(config.task, config.language)
+    return judge(data, [row["predicted"] for row in rows], [row["score"] for row in rows])
 
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
-    """Write a text for each source: one row each, in order; `hypotheses` are the n best where several were asked for."""
+    """Write a text for each source: one row each, in order; `hypotheses` are the n best where several are asked for."""
     parts = networks.load(run.model)
     encoded = networks.encode(inputs, parts.vocabularies, _longest(config), "truncate", with_targets=False)
     opening.say_cut(run, encoded.long, len(inputs), config.max_source_length, "truncate")
     settings = networks.resolve(config.train, config.network, "loss")
-    written = networks.write(parts, encoded.sources, config.search, settings, config.seed)
-    return networks.predicted_rows(inputs, written)
+    return networks.predicted_rows(inputs, networks.write(parts, encoded.sources, config.search, settings, config.seed))
 
 
 def _longest(config: Config) -> Lengths:

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("finetune.pretrained", "finetune.cpu", "finetune.first_token"),
     ),
     ("finetune.trainer",),
-    ("finetune.classifier",),
+    ("finetune.classifier", "finetune.seq2seq.*"),
     ("finetune.report.*",),
     ("recipes.*",),
     ("finetune.commands",),

@@ -134,6 +134,10 @@ class Split:
         """Yield `columns` as Arrow tables of at most `size` rows, in order."""
         yield from self.rows.select_columns(columns).with_format("arrow").iter(batch_size=size)
 
+    def ids(self) -> list[str]:
+        """Return the id of each row."""
+        return self._values("id")
+
     def texts(self) -> list[str]:
         """Return the text of each row."""
         return self._values("text")

@@ -9,15 +9,23 @@ from huggingface_hub import ModelCardData
 from finetune import __version__
 from finetune.report.text import verdict_text
 from finetune.run import SECRET
-from finetune.terminal import count, interval
+from finetune.terminal import count, shown
+
+PIPELINES = {"translation": "translation", "summarization": "summarization"} | dict.fromkeys(
+    ("dialogue", "question_answering", "transduction"), "text2text-generation"
+)
+OWN_MODEL = (
+    "The model is the project's own architecture, without remote code: `finetune predict` reads the folder, and after "
+    "`import finetune.seq2seq.model` so does AutoModelForSeq2SeqLM."
+)
 
 
 def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    """Return the card of a classification run: what it is, how good, how it was made, what to mind."""
+    """Return the card of a run: what it is, how good, how it was made, what to mind."""
     judged = results["diagnostics"]["judged_on"]
     front = ModelCardData(
         library_name="transformers" if "parameters" in results["diagnostics"] else "sklearn",
-        pipeline_tag="text-classification",
+        pipeline_tag=PIPELINES.get(results["task"], "text-classification"),
         base_model=config.get("model") if "/" in str(config.get("model")) else None,
         tags=["finetune", results["recipe"]],
     )
@@ -34,16 +42,20 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     hashes = "\n".join(f"- {_code(name)} sha256 {digest}" for name, digest in environment["data_sha256"].items())
     parts += [
         "## How it was made",
-        f"Rows: {rows}. {count(len(results['diagnostics']['labels']), 'label')}: "
-        f"{', '.join(_code(label) for label in results['diagnostics']['labels'])}.",
+        f"Rows: {rows}.{_labels(results['diagnostics'].get('labels', []))}",
         f"Data:\n\n{hashes}",
         f"Command: {_code(environment['command'])}, seed {environment['seed']}, on {environment['device']}.",
         "Every setting is in config.yaml, every version in environment.json.",
+        *([OWN_MODEL] if results["task"] in PIPELINES else []),
         "## What to mind",
         "The scores hold for texts like those of the test file. The licence is that of the base model and of the data; "
         "neither is known to this card.",
     ]
     return SECRET.sub("hf_***", "\n\n".join(parts) + "\n")
+
+
+def _labels(labels: list[str]) -> str:
+    return f" {count(len(labels), 'label')}: {', '.join(_code(label) for label in labels)}." if labels else ""
 
 
 def _code(text: str) -> str:
@@ -68,7 +80,7 @@ def _score_table(results: Mapping[str, Any], judged: str) -> str:
         columns[baseline["name"]] = baseline["scores"][judged]
     lines = [f"| {judged} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for metric in results["scores"][judged]:
-        cells = [interval(scores[metric]) for scores in columns.values()]
+        cells = [shown(metric, scores[metric]) for scores in columns.values()]
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     definitions = "\n".join(f"- {name}: {text}" for name, text in results["definitions"].items())
     return "\n".join(lines) + "\n\nIn brackets the 95 % bootstrap interval.\n\n" + definitions

@@ -1,20 +1,25 @@
 """What a run says before its first update: its data, its model, its baselines, and what it will cost."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from finetune import hardware
-from finetune.classifier import Classifier
+from finetune import hardware, text_evaluation
 from finetune.data.check import leaks
-from finetune.data.columns import DataConfig, LabelMap, Split
+from finetune.data.columns import DataConfig, DataRules, LabelMap, Split
 from finetune.data.encode import Encoded
+from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError
 from finetune.evaluation import score
 from finetune.report.results import System
+from finetune.report.text_results import TextSystem
 from finetune.run import Run
-from finetune.terminal import count, duration, interval, size
+from finetune.seq2seq.encoder_decoder import EncodedPairs
+from finetune.seq2seq.vocabulary import Vocabularies, statistics
+from finetune.terminal import count, duration, interval, shown, size
+from finetune.text_evaluation import Task
 from finetune.trainer import Estimate, Progress, TrainConfig, update_size
 
 MANY_CUT = 0.01
@@ -24,11 +29,16 @@ def say_data(run: Run, config: DataConfig, splits: Mapping[str, Split], labels: 
     """Tell rows, labels and leaks; return the leaks for the record. Raises UserError 65 under on_leak=error."""
     rows = " · ".join(f"{len(split):,} {name}" for name, split in splits.items())
     run.say("data", f"{rows} · {count(len(labels.names), 'label')}")
+    return _say_splits(run, config, splits)
+
+
+def _say_splits(run: Run, config: DataRules, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Tell what was held out and left out, and what stands in train and elsewhere; return the leaks."""
     for name, split in splits.items():
         if split.held_out:
             run.say("", f"{name}: {split.held_out}")
         if split.skipped:
-            run.say("warning", f"{count(split.skipped, 'row')} of {name} without text or label left out")
+            run.say("warning", f"{count(split.skipped, 'row')} of {name} with an empty field left out")
     leaked = {}
     for name in [name for name in splits if name != "train"]:  # in order: a set would shuffle the warnings
         found = leaks(splits["train"], splits[name])
@@ -56,19 +66,56 @@ def say_lengths(run: Run, encoded: Mapping[str, Encoded], max_length: int, on_lo
     }
 
 
-def say_cut(run: Run, encoded: Encoded, max_length: int, on_long: str) -> None:
+def say_cut(run: Run, long: int, rows: int, max_length: int, on_long: str) -> None:
     """Tell how many texts of a file that is scored are longer than the model reads."""
-    if encoded.long:
+    if long:
         done = {"truncate": "cut", "window": "read in windows", "error": "refused"}[on_long]
-        run.say("note", f"{count(encoded.long, 'text')} of {encoded.rows:,} {done} at {max_length} tokens")
+        run.say("note", f"{count(long, 'text')} of {rows:,} {done} at {max_length} tokens")
 
 
-def say_model(run: Run, parts: Classifier, config: TrainConfig, requested: TrainConfig, updates: int) -> None:
+def say_pairs(run: Run, config: SequenceDataConfig, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Tell rows and leaks of sources with targets; return the leaks for the record, as `say_data` does."""
+    run.say("data", " · ".join(f"{len(split):,} {name}" for name, split in splits.items()))
+    return _say_splits(run, config, splits)
+
+
+def say_vocabularies(
+    run: Run, words: Vocabularies, splits: Mapping[str, Split], encoded: Mapping[str, EncodedPairs]
+) -> dict[str, Any]:
+    """Tell the vocabularies, what they make of train, and how many pairs are too long; return it for the record."""
+    split, pairs = splits["train"], encoded["train"]
+    assert pairs.targets is not None
+    sides = {"source": (words.source, split.sources(), pairs.sources)}
+    sides["target"] = (words.target, split.targets(), pairs.targets)
+    record: dict[str, Any] = {}
+    for side, (tokenizer, texts, rows) in sides.items():
+        found = statistics(tokenizer, [texts[row] for row in pairs.row], rows)
+        head = "tokens" if side == "source" else ""
+        run.say(head, f"{side}: {found}{' (shared)' if words.shared else ''}")
+        record[side] = dataclasses.asdict(found)
+    long = {name: part.long for name, part in encoded.items()}
+    if sum(long.values()):
+        counts = ", ".join(f"{number:,} of {name}" for name, number in long.items() if number)
+        run.say("warning", f"pairs above the longest length: {counts} (data.on_long, max_source_length)")
+    return {"vocabulary": record, "long_rows": long}
+
+
+def say_text_baselines(run: Run, systems: Sequence[TextSystem], task: Task) -> None:
+    """Tell how the baselines score on validation, by the metric that decides, and what they cost."""
+    for system in systems:
+        found = text_evaluation.score(system.predictions["validation"], task)[task.decides]
+        cost = f" · {duration(system.seconds)}" if system.seconds > 0.05 else ""
+        run.say("baseline", f"{system.name} · validation {task.decides} {shown(task.decides, found)}{cost}")
+
+
+def say_model(
+    run: Run, described: str, config: TrainConfig, requested: TrainConfig, updates: int, noun: str = "text"
+) -> None:
     """Tell what is trained, in which arithmetic, and what `auto` stands for."""
     choice = hardware.choose_precision(requested.mixed_precision, config.use_cpu)
     arithmetic = "fp32" if config.mixed_precision == "no" else config.mixed_precision
     device = f"{arithmetic} on {hardware.describe(config.use_cpu)} ({choice.reason})"
-    run.say("model", f"{parts.source.name} · {parts.parameters / 1e6:.1f} M parameters · {device}")
+    run.say("model", f"{described} · {device}")
     if choice.warning:
         run.say("warning", choice.warning)
     chosen = [
@@ -79,7 +126,7 @@ def say_model(run: Run, parts: Classifier, config: TrainConfig, requested: Train
         )
         if not isinstance(value, str)
     ]
-    run.say("", f"{' · '.join(chosen)} · {count(updates, 'update')} of {update_size(config)} texts")
+    run.say("", f"{' · '.join(chosen)} · {count(updates, 'update')} of {count(update_size(config), noun)}")
 
 
 def say_baselines(run: Run, systems: Sequence[System]) -> None:
@@ -111,21 +158,25 @@ def say_estimate(run: Run, estimate: Estimate, config: TrainConfig, parameters: 
     }
 
 
-def say_costs(run: Run, progress: Progress, estimated: float | None) -> dict[str, float]:
-    """Tell what training took, the estimate of its first updates beside it, and return the figures."""
+def say_costs(run: Run, progress: Progress, estimated: float | None, items: str = "texts") -> dict[str, float]:
+    """Tell what training took, the estimate of its first updates beside it, and return the figures.
+
+    `items` are what the loss sums over: texts, or tokens of the target.
+    """
     figures = {
-        "train_examples_per_second": progress.items / max(progress.seconds, 1e-9),
+        "train_examples_per_second" if items == "texts" else "train_target_tokens_per_second": progress.items
+        / max(progress.seconds, 1e-9),
         "train_tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
     }
     guess = f" (estimated {duration(estimated)} after the first updates)" if estimated is not None else ""
     rates = " · ".join(
-        f"{value:,.0f} {unit}" for value, unit in zip(figures.values(), ("texts/s", "tokens/s"), strict=True)
+        f"{value:,.0f} {unit}" for value, unit in zip(figures.values(), (f"{items}/s", "tokens/s"), strict=True)
     )
     run.say("trained", f"{count(progress.step, 'update')} in {duration(progress.seconds)}{guess} · {rates}")
     return figures if estimated is None else figures | {"estimated_train_seconds": estimated}
 
 
-def _tell_leak(run: Run, config: DataConfig, split: Split, found: np.ndarray) -> None:
+def _tell_leak(run: Run, config: DataRules, split: Split, found: np.ndarray) -> None:
     share = f"{100 * len(found) / len(split):.1f} %"
     what = f"{count(len(found), f'{split.name} text')} also in train ({share}), e.g. {split.where(found[0])}"
     if config.on_leak == "error" and not split.held_out:

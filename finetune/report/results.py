@@ -46,8 +46,7 @@ def judge(split: Split, targets: np.ndarray, probabilities: np.ndarray, labels: 
         gold = targets.astype(np.int64)
     else:
         decided, gold = probabilities.argmax(axis=1), targets
-    ids = split.rows["id"][:]
-    return Predictions(ids, gold, decided, probabilities, labels.names, labels.multi_label)
+    return Predictions(split.ids(), gold, decided, probabilities, labels.names, labels.multi_label)
 
 
 def predicted_rows(split: Split, probabilities: np.ndarray, labels: LabelMap) -> list[dict[str, Any]]:

@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.terminal import count, duration, interval, line, p_value, points
+from finetune.terminal import count, difference, duration, is_percentage, line, p_value, shown
 
 SHOWN_ERRORS = 3
 SHOWN_DISAGREEMENTS = 5
+HEADLINES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+TESTS = {True: "exact McNemar", False: "approximate randomisation"}
 
 
 def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     """Return the end of a run: scores, verdict, the worst errors, and where everything is."""
     judged = results["diagnostics"]["judged_on"]
     scores = results["scores"][judged]
-    lines = [line(judged, f"accuracy {interval(scores['accuracy'])}   macro-F1 {interval(scores['macro_f1'])}")]
+    told = HEADLINES if "accuracy" in scores else dict(zip(scores, scores, strict=True))
+    lines = [line(judged, "   ".join(f"{name} {shown(metric, scores[metric])}" for metric, name in told.items()))]
     if "seeds" in results:
         lines.append(line("seeds", seeds_text(results, judged)))
     if "comparison" in results:
@@ -21,12 +24,7 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     errors = results["diagnostics"].get("errors", [])
     for number, error in enumerate(errors[:SHOWN_ERRORS]):
         head = "errors" if number == 0 else ""
-        lines.append(
-            line(
-                head,
-                f"{error['gold']} taken for {error['predicted']} ({error['probability']:.2f}): {_short(error['text'])}",
-            )
-        )
+        lines.append(line(head, _error(error)))
     lines.append(line("saved", f"{folder} · again: finetune train --config {folder}/config.yaml output_dir=..."))
     return lines
 
@@ -36,9 +34,8 @@ def verdict_text(results: Mapping[str, Any]) -> str:
     comparison, baseline = results["comparison"], results["baseline"]
     system, rows = results["diagnostics"]["system"], results["diagnostics"]["rows"]
     tested = rows[results["diagnostics"]["judged_on"]]
-    spread = f"[{100 * comparison['low']:.1f}, {100 * comparison['high']:.1f}]"
-    evidence = f"{points(comparison['difference'])} points of accuracy {spread}, "
-    evidence += f"{p_value(comparison['p_value'])} (exact McNemar, {count(tested, 'paired text')})"
+    test = TESTS[comparison["metric"] == "accuracy"]
+    evidence = f"{difference(comparison)}, {p_value(comparison['p_value'])} ({test}, {count(tested, 'paired text')})"
     name = baseline["name"]
     opening = {
         "better": f"{system} is better than {name}",
@@ -53,29 +50,32 @@ def verdict_text(results: Mapping[str, Any]) -> str:
     pair = results["diagnostics"].get("most_confused")
     if pair:
         lines[-1] += f" The hardest pair: {' / '.join(pair['labels'])}."
-    lines.append(f"This test set can show differences from {100 * results['diagnostics']['resolution']:.1f} points up.")
+    if "resolution" in results["diagnostics"]:
+        least = 100 * results["diagnostics"]["resolution"]
+        lines.append(f"This test set can show differences from {least:.1f} points up.")
     return "\n".join(lines)
 
 
 def seeds_text(results: Mapping[str, Any], judged: str) -> str:
-    """Return accuracy of each seed and the spread."""
-    values = {seed: part["scores"][judged]["accuracy"]["value"] for seed, part in results["seeds"].items()}
-    listed = ", ".join(f"{seed}: {value:.3f}" for seed, value in values.items())
-    spread = results["scores"][judged]["accuracy"]
-    return f"accuracy by seed {listed}" + (f" (sd {spread['sd']:.3f})" if "sd" in spread else "")
+    """Return the first score of each seed and the spread."""
+    metric, spread = next(iter(results["scores"][judged].items()))
+    digits = 1 if is_percentage(metric) else 3
+    values = {seed: part["scores"][judged][metric]["value"] for seed, part in results["seeds"].items()}
+    listed = ", ".join(f"{seed}: {value:.{digits}f}" for seed, value in values.items())
+    return f"{metric} by seed {listed}" + (f" (sd {spread['sd']:.{digits}f})" if "sd" in spread else "")
 
 
 def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     """Return one comparison of two runs: the verdict, then some rows where only one of them is right."""
     first, second = comparison["runs"]
-    spread = f"[{100 * comparison['low']:.1f}, {100 * comparison['high']:.1f}]"
     opening = {
         "better": f"{first} is better than {second}",
         "worse": f"{first} is worse than {second}",
         "no difference shown": f"no difference shown between {first} and {second}",
     }[comparison["verdict"]]
-    tests = f"{p_value(comparison['p_value'])} (exact McNemar, {count(comparison['rows'], 'paired text')})"
-    evidence = f"{points(comparison['difference'])} points of {comparison['metric']} {spread}, {tests}"
+    test = TESTS[comparison["metric"] == "accuracy"]
+    tests = f"{p_value(comparison['p_value'])} ({test}, {count(comparison['rows'], 'paired text')})"
+    evidence = f"{difference(comparison)}, {tests}"
     lines = [line("verdict", f"{opening}: {evidence}.")]
     rows = comparison["disagreements"]
     if rows:
@@ -84,6 +84,12 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         said = f"gold {row['gold']} · {first}: {row['predicted'][0]} · {second}: {row['predicted'][1]}"
         lines.append(line("", f"{row['id']}: {_short(row['text'])}\n  {said}"))
     return lines
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    if "source" in error:
+        return f"{_short(error['predicted'])} (chrF {error['score']:.0f}) for: {_short(error['source'])}"
+    return f"{error['gold']} taken for {error['predicted']} ({error['probability']:.2f}): {_short(error['text'])}"
 
 
 def _short(text: str) -> str:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune import text_baselines, text_evaluation
+from finetune import text_baselines, text_evaluation, text_metrics
 from finetune.data.columns import Split
 from finetune.report.results import judged_split
 from finetune.run import Run
 from finetune.text_evaluation import Task, TextPredictions
-from finetune.text_metrics import DEFINITIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ def conclude(run: Run, found: TextConclusion) -> dict[str, Any]:
     diagnosis = text_evaluation.diagnose(predictions, found.task)
     results["diagnostics"] = diagnostics | diagnosis | dict(found.diagnostics)
     results["seconds"], results["throughput"] = dict(found.seconds), dict(found.throughput)
-    results["definitions"] = {name: DEFINITIONS[name] for name in found.task.metrics}
+    results["definitions"] = {name: text_metrics.DEFINITIONS[name] for name in found.task.metrics}
     for name, part in found.system.predictions.items():
         run.write_predictions(name, text_evaluation.to_rows(part))
     run.write_predictions("errors", diagnosis["errors"])
@@ -97,7 +96,7 @@ def combine(run: Run, seeds: Mapping[int, Run]) -> dict[str, Any]:
         rows = next(iter(seeds.values())).read_predictions(f"baseline.{judged}")
         results |= {"baseline": first["baseline"], "baselines": first["baselines"]}
         results["comparison"] = text_evaluation.compare(read[judged], text_evaluation.from_rows(rows), task)
-    sign = -1 if task.decides in text_evaluation.LOWER_IS_BETTER else 1
+    sign = -1 if task.decides in text_metrics.LOWER_IS_BETTER else 1
     chosen = max(each, key=lambda seed: sign * float(each[seed]["scores"]["validation"][task.decides]["value"]))
     kept = ("system", "judged_on", "language", "rows", "skipped_rows", "parameters", "signatures")
     results["diagnostics"] = {key: first["diagnostics"][key] for key in kept if key in first["diagnostics"]}

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
+from finetune.hardware import AUTOCAST
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel, sequence_loss
 from finetune.seq2seq.search import MAX_MORE, MAX_PER_SOURCE_TOKEN, SearchConfig, search_all
 from finetune.seq2seq.vocabulary import EOS, PAD, Vocabularies
-from finetune.hardware import AUTOCAST
 from finetune.trainer import TrainConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -104,6 +104,13 @@ class EncoderDecoder:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
+    def described(self) -> str:
+        """Return name and size in a few words."""
+        config = self.model.config
+        shape = f"{config.num_encoder_layers}+{config.num_decoder_layers} layers, {config.hidden_size} wide"
+        return f"{self.name} · {shape} · {self.parameters / 1e6:.1f} M parameters"
+
+    @property
     def name(self) -> str:
         """Return the architecture as it is written in sentences: `Transformer`, `LSTM with additive attention`."""
         config = self.model.config
@@ -150,6 +157,17 @@ def load(folder: Path) -> EncoderDecoder:
     return EncoderDecoder(model.to(hardware.device_type(use_cpu=False)).eval(), vocabularies)
 
 
+def loop_settings() -> TrainConfig:
+    """Return the loop's settings for a model with random weights (Vaswani et al. 2017, section 5.3, for the betas)."""
+    return TrainConfig(
+        per_device_train_batch_size=64,
+        lr_scheduler_type="inverse_sqrt",
+        adam_beta2=0.98,
+        weight_decay=0.0001,
+        metric_for_best_model="auto",
+    )
+
+
 def resolve(config: TrainConfig, network: NetworkConfig, decides: str) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate by architecture and width, ten epochs, the task's score."""
     rate, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
@@ -192,6 +210,17 @@ def encode(
         kept,
         int(long.sum()),
     )
+
+
+def encode_splits(
+    splits: Mapping[str, Split], vocabularies: Vocabularies, longest: Lengths, on_long: OnLong
+) -> dict[str, EncodedPairs]:
+    """Encode every split; under skip long pairs are left out of train alone, for those that are scored stay whole."""
+    elsewhere: OnLong = "truncate" if on_long == "skip" else on_long
+    return {
+        name: encode(split, vocabularies, longest, on_long if name == "train" else elsewhere)
+        for name, split in splits.items()
+    }
 
 
 def collate(encoded: EncodedPairs, where: Callable[[int], str] = str) -> Examples:
@@ -248,6 +277,15 @@ def write(
     written = [[next(texts) for _ in several] for several in found]
     scores = [several[0].log_probability / (len(several[0].tokens) + 1) for several in found]
     return Written(written, scores, time.perf_counter() - started)
+
+
+def predicted_rows(split: Split, written: Written) -> list[dict[str, Any]]:
+    """Return a line for each source: id, source, predicted text, its score, and the n best where there are several."""
+    rows = []
+    for identity, source, texts, score in zip(split.ids(), split.sources(), written.texts, written.scores, strict=True):
+        row: dict[str, Any] = {"id": identity, "source": source, "predicted": texts[0], "score": round(score, 6)}
+        rows.append(row | ({"hypotheses": texts} if len(texts) > 1 else {}))
+    return rows
 
 
 def _arithmetic(model: nn.Module, config: TrainConfig) -> torch.autocast:

@@ -1,0 +1,1 @@
+"""Sequence-to-sequence models of our own: attention, recurrent and Transformer layers, search, vocabularies."""

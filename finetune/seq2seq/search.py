@@ -1,0 +1,396 @@
+"""Decoding of sequence-to-sequence models: greedy, beam search and sampling, batched, each sentence as if alone.
+
+A sentence has `beam_size` slots. At each step the best continuations of its open hypotheses, by log-probability, fill
+the slots that are left. One that ends keeps its slot and leaves the batch, so that the beam narrows (Sutskever et al.
+2014, section 3.2), and the sentence leaves once nothing open can overtake what it keeps. Greedy decoding is a beam of
+one; a sample is a beam of one whose next token is drawn.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Annotated, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from finetune.config import configclass, field
+from finetune.data.batching import evaluation_batches, pad
+from finetune.errors import Exit, UserError
+from finetune.seq2seq.vocabulary import BOS, EOS, PAD, UNK
+
+MAX_PER_SOURCE_TOKEN = 1.5
+MAX_MORE = 20
+UNIFORM_STEPS = 2**32
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+@configclass
+class SearchConfig:
+    """Settings of decoding, named as in transformers.GenerationConfig; lengths count tokens without bos and eos."""
+
+    beam_size: Positive = field(5, "hypotheses followed for a sentence; 1: greedy; do_sample does not use it")
+    do_sample: bool = field(False, "draw tokens instead of searching for the most probable ones")
+    num_return_sequences: Positive = field(
+        1, "hypotheses returned for a sentence, at most beam_size of them, or samples"
+    )
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = field(
+        1.0, "score = log-probability / (tokens + 1)^length_penalty; 0: short ones win"
+    )
+    max_new_tokens: Positive | None = field(None, "longest output; null: 1.5 x source tokens + 20")
+    min_new_tokens: NotNegative = field(1, "shortest output")
+    no_repeat_ngram_size: NotNegative = field(0, "no so many tokens in a row come twice in an output; 0: they may")
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = field(1.0, "above 1: a token written before costs more")
+    allow_unk: bool = field(False, "the unknown token may be written")
+    temperature: Annotated[float, Field(gt=0, le=1e6)] = field(1.0, "of do_sample; below 1: likely tokens more often")
+    top_k: NotNegative = field(0, "of do_sample: draw among so many most probable tokens; 0: all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = field(
+        1.0, "of do_sample: draw among the fewest tokens with this probability"
+    )
+
+    def greedy(self) -> Self:
+        """Return the same settings with a beam of one, for looks during training."""
+        return dataclasses.replace(self, beam_size=1, num_return_sequences=1, do_sample=False)
+
+    @field_validator("num_return_sequences")
+    @classmethod
+    def _fits_the_beam(cls, count: int, info: ValidationInfo) -> int:
+        beam, sampling = info.data.get("beam_size", count), info.data.get("do_sample", False)
+        if count > beam and not sampling:
+            raise ValueError(f"a beam of {beam} has no more than {beam}; give a larger beam_size")
+        return count
+
+    @field_validator("min_new_tokens")
+    @classmethod
+    def _fits_the_maximum(cls, shortest: int, info: ValidationInfo) -> int:
+        longest = info.data.get("max_new_tokens")
+        if longest is not None and shortest > longest:
+            raise ValueError(f"more than max_new_tokens={longest}")
+        return shortest
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """One output: tokens without bos and eos, log-probability with eos, and that over (tokens + 1)^length_penalty."""
+
+    tokens: tuple[int, ...]
+    score: float
+    log_probability: float
+
+
+class Selectable(Protocol):
+    """Tensors whose first axis are rows."""
+
+    def select(self, rows: Tensor) -> Self:
+        """Return the given rows, in their order; a row may come several times."""
+
+
+Memory = TypeVar("Memory", bound=Selectable)
+State = TypeVar("State", bound=Selectable)
+
+
+class Model(Protocol[Memory, State]):
+    """What search needs of a model; it is in eval mode. Masks: True = a real token."""
+
+    def encode(self, source: Tensor, source_mask: Tensor) -> Memory:
+        """Read sources (batch, source)."""
+
+    def start(self, memory: Memory) -> State:
+        """Return the state before the first step."""
+
+    def step(self, previous: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
+        """Read the previous token (rows,) of each row; return logits (rows, vocab), which search overwrites."""
+
+
+@dataclasses.dataclass
+class _Beams:
+    """The open hypotheses (`rows`, those of a sentence side by side) of the sentences that are still at work."""
+
+    sentence: Tensor  # (sentences,) number in the batch
+    maximum: Tensor  # (sentences,) longest output
+    ended: Tensor  # (sentences,) slots whose hypothesis has ended
+    best: Tensor  # (sentences, returned) float64, best scores of ended hypotheses; -inf where there are fewer
+    open: Tensor  # (sentences, beam) bool, the slots that hold a row
+    log_probability: Tensor  # (rows,)
+    tokens: Tensor  # (rows, 1 + time), from bos on
+
+    @property
+    def time(self) -> int:
+        """Return how many tokens each open hypothesis has."""
+        return self.tokens.shape[1] - 1
+
+    def place(self) -> Tensor:
+        """Return the place in `sentence` of each row's sentence: (rows,)."""
+        return self.open.nonzero()[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Continuations:
+    """The best continuations of each sentence, best first: each (sentences, beam)."""
+
+    log_probability: Tensor
+    parent: Tensor  # the row that is continued
+    token: Tensor
+    valid: Tensor  # False where the sentence has no such slot or no such continuation
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ended:
+    """Hypotheses that ended in one step."""
+
+    sentence: Tensor  # (hypotheses,)
+    log_probability: Tensor  # (hypotheses,)
+    tokens: Tensor  # (hypotheses, time)
+
+
+@torch.no_grad()
+def search(
+    model: Model[Memory, State], source: Tensor, source_mask: Tensor, config: SearchConfig, *, seed: int
+) -> list[list[Hypothesis]]:
+    """Decode a batch of sources (batch, source); return the hypotheses of each sentence, best score first.
+
+    A beam search returns the num_return_sequences best of what it ended. Every hypothesis ends with eos; one that
+    reaches its longest length ends there at the price of eos. Samples are a function of seed, source and number.
+    Raises UserError 70 where the model's logits are not finite.
+    """
+    copies = config.num_return_sequences if config.do_sample else 1
+    memory = model.encode(source, source_mask)
+    if copies > 1:
+        memory = memory.select(torch.arange(len(source), device=source.device).repeat_interleave(copies))
+    beams = _first(source_mask, config, copies)
+    uniform = _uniform(source, source_mask, beams.maximum, copies, seed) if config.do_sample else None
+    state = model.start(memory)
+    ended: list[_Ended] = []
+    while len(beams.tokens):
+        logits, state = model.step(beams.tokens[:, -1], state, memory)
+        drawn = None if uniform is None else uniform[beams.sentence, beams.time]
+        found = _continue(beams, logits.float(), config, drawn)
+        beams, rows, same_sentences = _advance(beams, found, ended, config)
+        if not _is_identity(rows, len(logits)):
+            state = state.select(rows)
+        if not same_sentences:
+            memory = memory.select(rows)
+    return _ranked(ended, len(source), copies, config)
+
+
+def search_all(
+    model: Model[Memory, State],
+    sources: Sequence[Sequence[int] | np.ndarray],
+    config: SearchConfig,
+    *,
+    seed: int,
+    tokens_per_batch: int = 8192,
+    device: torch.device | str = "cpu",
+) -> list[list[Hypothesis]]:
+    """Decode any number of sources (token numbers that end with eos), in batches of similar lengths, in their order.
+
+    `tokens_per_batch` bounds the padded source tokens of a batch times the hypotheses of a sentence.
+    """
+    width = config.num_return_sequences if config.do_sample else config.beam_size
+    lengths = np.array([len(source) for source in sources], dtype=np.int64)
+    outputs: list[list[Hypothesis]] = [[] for _ in sources]
+    for numbers in evaluation_batches(lengths, len(sources), max(1, tokens_per_batch // width)):
+        rows = [np.asarray(sources[number], dtype=np.int64) for number in numbers]
+        source = pad(rows, PAD).to(device)
+        mask = torch.arange(source.shape[1])[None] < torch.from_numpy(lengths[numbers])[:, None]  # (batch, source)
+        for number, found in zip(numbers, search(model, source, mask.to(device), config, seed=seed), strict=True):
+            outputs[number] = found
+    return outputs
+
+
+# One step
+
+
+def _first(source_mask: Tensor, config: SearchConfig, copies: int) -> _Beams:
+    """Return one open hypothesis, bos, for each sentence, or for each of its samples."""
+    lengths = source_mask.sum(1).repeat_interleave(copies)
+    sentences, device = len(lengths), lengths.device
+    if config.max_new_tokens is not None:
+        maximum = torch.full_like(lengths, config.max_new_tokens)
+    else:
+        maximum = (lengths * MAX_PER_SOURCE_TOKEN).long() + MAX_MORE
+    width, returned = (1, 1) if config.do_sample else (config.beam_size, config.num_return_sequences)
+    return _Beams(
+        sentence=torch.arange(sentences, device=device),
+        maximum=maximum.clamp(min=config.min_new_tokens),
+        ended=torch.zeros(sentences, dtype=torch.long, device=device),
+        best=torch.full((sentences, returned), -math.inf, dtype=torch.float64, device=device),
+        open=(torch.arange(width, device=device) == 0).repeat(sentences, 1),
+        log_probability=torch.zeros(sentences, device=device),
+        tokens=torch.full((sentences, 1), BOS, device=device),
+    )
+
+
+def _continue(beams: _Beams, logits: Tensor, config: SearchConfig, drawn: Tensor | None) -> _Continuations:
+    """Choose the continuations of each sentence from logits (rows, vocab).
+
+    The best of a sentence are among the best of its rows, so the vocabulary is searched once, row by row.
+    """
+    if config.repetition_penalty != 1:
+        penalise_repetition(logits, beams.tokens, config.repetition_penalty)
+    total = logits.logsumexp(dim=1, keepdim=True)  # (rows, 1), before anything is forbidden
+    if not total.isfinite().all():
+        raise UserError(Exit.DIVERGED, "the model's scores are not finite; its weights are damaged or it has diverged")
+    _forbid(logits, beams, config)
+    sentences, beam = beams.open.shape
+    if drawn is not None:
+        tokens = draw(logits, drawn, config)[:, None]  # (rows, 1)
+        values = logits.gather(1, tokens)
+    else:
+        values, tokens = logits.topk(min(beam, logits.shape[1]), dim=1, sorted=False)  # (rows, candidates)
+    values = (values - total).clamp_(max=0) + beams.log_probability[:, None]
+    scores = values.new_full((sentences, beam, values.shape[1]), -math.inf)
+    scores[beams.open] = values
+    best, index = scores.flatten(1).topk(beam, dim=1)  # (sentences, beam)
+    row_of_slot = beams.open.flatten().cumsum(0).view_as(beams.open) - 1
+    parent = row_of_slot.gather(1, index // values.shape[1])
+    free = torch.arange(beam, device=logits.device) < beam - beams.ended[:, None]
+    return _Continuations(best, parent, tokens[parent, index % values.shape[1]], free & (best > -math.inf))
+
+
+def _advance(
+    beams: _Beams, found: _Continuations, ended: list[_Ended], config: SearchConfig
+) -> tuple[_Beams, Tensor, bool]:
+    """Put hypotheses that end into `ended`; return the beams of the next step, the row that each of its rows continues,
+    and whether each row is still of the same sentence."""
+    ends = found.valid & (found.token == EOS)
+    opens = found.valid & ~ends
+    if ends.any():
+        beams = _end(beams, found, ends, ended, config)
+    stay = ~_is_settled(beams, found.log_probability.masked_fill(~opens, -math.inf), config)
+    opens &= stay[:, None]
+    rows = found.parent[opens]
+    same_sentences = torch.equal(opens.nonzero()[:, 0], beams.place())
+    tokens = torch.cat([beams.tokens[rows], found.token[opens][:, None]], dim=1)
+    following = _Beams(
+        sentence=beams.sentence[stay],
+        maximum=beams.maximum[stay],
+        ended=beams.ended[stay],
+        best=beams.best[stay],
+        open=opens[stay],
+        log_probability=found.log_probability[opens],
+        tokens=tokens,
+    )
+    return following, rows, same_sentences
+
+
+def _end(beams: _Beams, found: _Continuations, ends: Tensor, ended: list[_Ended], config: SearchConfig) -> _Beams:
+    """Record the hypotheses that end, close their slots and update the best scores of their sentences."""
+    where, slot = ends.nonzero(as_tuple=True)
+    log_probability = found.log_probability[where, slot]
+    tokens = beams.tokens[found.parent[where, slot], 1:]
+    ended.append(_Ended(beams.sentence[where], log_probability, tokens))
+    scores = found.log_probability.double() / (beams.time + 1) ** config.length_penalty
+    scores = scores.masked_fill(~ends, -math.inf)
+    best = torch.cat([beams.best, scores], dim=1).topk(beams.best.shape[1], dim=1).values
+    return dataclasses.replace(beams, best=best, ended=beams.ended + ends.sum(1))
+
+
+def _is_settled(beams: _Beams, log_probability: Tensor, config: SearchConfig) -> Tensor:
+    """Return for which sentences no open hypothesis can still beat the worst that would be returned: (sentences,).
+
+    log_probability: (sentences, beam) of the hypotheses one token on, -inf where none is open. It can only fall, so
+    the best score within reach divides it by the longest length where the penalty is positive, else by the shortest.
+    """
+    if config.length_penalty > 0:
+        length = beams.maximum + 1
+    else:
+        length = torch.full_like(beams.maximum, max(beams.time + 1, config.min_new_tokens) + 1)
+    reach = log_probability.amax(1).double() / length.double() ** config.length_penalty
+    return beams.best[:, -1] >= reach
+
+
+def _ranked(ended: list[_Ended], sentences: int, copies: int, config: SearchConfig) -> list[list[Hypothesis]]:
+    """Return the best hypotheses of each sentence; of equal ones, the one that ended first."""
+    found: list[list[Hypothesis]] = [[] for _ in range(sentences)]
+    for step in ended:
+        length = step.tokens.shape[1] + 1
+        numbers, values, rows = step.sentence.tolist(), step.log_probability.tolist(), step.tokens.tolist()
+        for number, value, tokens in zip(numbers, values, rows, strict=True):
+            found[number // copies].append(Hypothesis(tuple(tokens), value / length**config.length_penalty, value))
+    return [sorted(all_, key=lambda one: -one.score)[: config.num_return_sequences] for all_ in found]
+
+
+# What may come next
+
+
+def _forbid(logits: Tensor, beams: _Beams, config: SearchConfig) -> None:
+    """Set the logits (rows, vocab) of tokens that may not come next to -inf, in place.
+
+    Where the longest length is reached, or repetition forbids all else, only eos may come.
+    """
+    eos = logits[:, EOS].clone()
+    logits[:, [PAD, BOS] if config.allow_unk else [PAD, BOS, UNK]] = -math.inf
+    if beams.time < config.min_new_tokens:
+        logits[:, EOS] = -math.inf
+    must_end = beams.maximum[beams.place()] == beams.time  # (rows,)
+    if config.no_repeat_ngram_size:
+        forbid_repeated_ngrams(logits, beams.tokens[:, 1:], config.no_repeat_ngram_size)
+        must_end = must_end | (logits.amax(1) == -math.inf)
+    if must_end.any():
+        logits[must_end] = -math.inf
+        logits[must_end, EOS] = eos[must_end]
+
+
+def forbid_repeated_ngrams(logits: Tensor, tokens: Tensor, size: int) -> None:
+    """Set to -inf, in place, each token that would complete an n-gram of `tokens` (rows, time) a second time."""
+    if tokens.shape[1] < size:
+        return
+    ngrams = tokens.unfold(1, size, 1)  # (rows, places, size)
+    begun = tokens[:, tokens.shape[1] - size + 1 :]  # (rows, size - 1)
+    rows, places = (ngrams[:, :, :-1] == begun[:, None]).all(2).nonzero(as_tuple=True)
+    logits[rows, ngrams[rows, places, -1]] = -math.inf
+
+
+def penalise_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> None:
+    """Divide the positive and multiply the negative logits of `tokens` (rows, time), in place (Keskar et al. 2019)."""
+    values = logits.gather(1, tokens)
+    logits.scatter_(1, tokens, torch.where(values > 0, values / penalty, values * penalty))
+
+
+# Sampling
+
+
+def draw(logits: Tensor, drawn: Tensor, config: SearchConfig) -> Tensor:
+    """Return the token (rows,) at which the cumulative probability passes a uniform number (rows,) from [0, 1)."""
+    logits = (logits - logits.amax(1, keepdim=True)) / config.temperature
+    cumulative = keep_likely(logits, config.top_k, config.top_p).double().softmax(dim=1).cumsum(dim=1)
+    return torch.searchsorted(cumulative, drawn[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def keep_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set all but the likely tokens to -inf: the top_k best (Fan et al. 2018; 0: all), and of their probability the
+    fewest best with a sum of at least top_p (Holtzman et al. 2020). logits: (rows, vocab)."""
+    if 0 < top_k < logits.shape[1]:
+        worst = logits.topk(top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < worst, -math.inf)
+    if top_p < 1:
+        descending, order = logits.sort(dim=1, descending=True, stable=True)
+        probability = descending.double().softmax(dim=1)
+        before = probability.cumsum(dim=1) - probability  # what the better tokens have already
+        logits = torch.full_like(logits, -math.inf).scatter(
+            1, order, descending.masked_fill(before >= top_p, -math.inf)
+        )
+    return logits
+
+
+def _uniform(source: Tensor, source_mask: Tensor, maximum: Tensor, copies: int, seed: int) -> Tensor:
+    """Return uniform numbers from [0, 1) for each sample and step: (samples, steps).
+
+    A sample's stream is a function of seed, source tokens and the sample's number, so its batch has no say.
+    32 bits of a float64: their product with a sum of probabilities stays below that sum.
+    """
+    streams = np.zeros((len(maximum), int(maximum.max()) + 1 if len(maximum) else 0))
+    for number, (row, mask) in enumerate(zip(source.cpu(), source_mask.cpu(), strict=True)):
+        tokens = row[mask].tolist()
+        for copy in range(copies):
+            random = np.random.default_rng([seed, copy, len(tokens), *tokens])
+            streams[number * copies + copy] = random.integers(0, UNIFORM_STEPS, streams.shape[1]) / UNIFORM_STEPS
+    return torch.from_numpy(streams).to(source.device)
+
+
+def _is_identity(rows: Tensor, count: int) -> bool:
+    return len(rows) == count and torch.equal(rows, torch.arange(count, device=rows.device))
