@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune", "finetune.errors", "finetune.config", "finetune.terminal", "finetune.run"),
     ("finetune.metrics", "finetune.significance", "finetune.optim", "finetune.hardware"),
-    ("finetune.data.*", "finetune.checkpoint"),
+    ("finetune.data.*", "finetune.checkpoint", "finetune.seq2seq.*"),
     ("finetune.baselines", "finetune.evaluation", "finetune.pretrained", "finetune.cpu"),
     ("finetune.trainer",),
     ("finetune.classifier",),

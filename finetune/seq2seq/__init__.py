@@ -1,0 +1,1 @@
+"""The project's own sequence-to-sequence models: attention, recurrent networks, the Transformer, and search."""
