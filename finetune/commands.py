@@ -128,9 +128,8 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     together = {f"{a}\n{b}": (read[a].seeds, read[b].seeds) for a, b in pairs}
     task = read[runs[0]].task
     if any(stored.task != task for stored in read.values()):
-        raise UserError(
-            Exit.BAD_DATA, "the runs are of different tasks: " + ", ".join(sorted({r.kind for r in read.values()}))
-        )
+        kinds = ", ".join(f"{name}: {stored.kind}" for name, stored in read.items())
+        raise UserError(Exit.BAD_DATA, f"the runs are of different tasks ({kinds}); compare runs of one task")
     found = compare_all(together) if task is None else text_evaluation.compare_all(together, task)
     return [
         {

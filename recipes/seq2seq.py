@@ -42,9 +42,7 @@ class Config:
     max_target_length: Tokens = field(256, "tokens of a target")
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = field(0.1, "probability spread over all tokens")
     search: SearchConfig = field(SearchConfig, "how texts are written at the end and by predict")
-    baseline: Literal["auto", "none"] = field(
-        "auto", "auto: copy, most frequent target, retrieval, lead beside the model"
-    )
+    baseline: Literal["auto", "none"] = field("auto", "auto: copying, retrieval and the like beside the model")
     train: TrainConfig = field(networks.loop_settings, "the loop")
     seed: Seed = field(1, "of first weights, order, dropout and held-out rows")
     seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")

@@ -163,10 +163,11 @@ def say_costs(run: Run, progress: Progress, estimated: float | None, items: str 
 
     `items` are what the loss sums over: texts, or tokens of the target.
     """
+    unit = "examples" if items == "texts" else items.replace(" ", "_")
+    seconds = max(progress.seconds, 1e-9)
     figures = {
-        "train_examples_per_second" if items == "texts" else "train_target_tokens_per_second": progress.items
-        / max(progress.seconds, 1e-9),
-        "train_tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        f"train_{unit}_per_second": progress.items / seconds,
+        "train_tokens_per_second": progress.tokens / seconds,
     }
     guess = f" (estimated {duration(estimated)} after the first updates)" if estimated is not None else ""
     rates = " · ".join(
