@@ -19,10 +19,8 @@ from finetune.report.card import model_card
 from finetune.report.text_results import TextConclusion, TextSystem, conclude, judge, run_baselines
 from finetune.run import Run, environment
 from finetune.seq2seq import encoder_decoder as networks
-from finetune.seq2seq import vocabulary
-from finetune.seq2seq.encoder_decoder import Lengths, NetworkConfig
 from finetune.seq2seq.search import SearchConfig
-from finetune.seq2seq.vocabulary import VocabularyConfig
+from finetune.seq2seq.vocabulary import VocabularyConfig, learn
 from finetune.text_evaluation import TextPredictions, task_named
 from finetune.trainer import TrainConfig, Trainer
 
@@ -37,7 +35,7 @@ class Config:
     language: str | None = field(None, "of the targets, e.g. zh: how they are cut into words for the scores")
     data: SequenceDataConfig = field(SequenceDataConfig, "files and columns")
     vocabulary: VocabularyConfig = field(VocabularyConfig, "tokens, learnt from train")
-    network: NetworkConfig = field(NetworkConfig, "the model")
+    network: networks.NetworkConfig = field(networks.NetworkConfig, "the model")
     max_source_length: Tokens = field(256, "tokens of a source; data.on_long says what happens beyond")
     max_target_length: Tokens = field(256, "tokens of a target")
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = field(0.1, "probability spread over all tokens")
@@ -56,7 +54,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     upwards = text_evaluation.greater_is_better(config.train.metric_for_best_model, task)
     splits = read_splits(config.data, seed=config.seed)
     found = opening.say_pairs(run, config.data, splits)
-    words = vocabulary.train(splits["train"].sources(), splits["train"].targets(), config.vocabulary)
+    words = learn(splits["train"].sources(), splits["train"].targets(), config.vocabulary)
     encoded = networks.encode_splits(splits, words, _longest(config), config.data.on_long)
     found |= opening.say_vocabularies(run, words, splits, encoded)
     parts = networks.build(config.network, words, _longest(config), config.seed)
@@ -119,5 +117,5 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     return networks.predicted_rows(inputs, networks.write(parts, encoded.sources, config.search, settings, config.seed))
 
 
-def _longest(config: Config) -> Lengths:
-    return Lengths(config.max_source_length, config.max_target_length)
+def _longest(config: Config) -> networks.Lengths:
+    return networks.Lengths(config.max_source_length, config.max_target_length)

@@ -20,8 +20,8 @@ from finetune.seq2seq.vocabulary import (
     Kind,
     Vocabularies,
     VocabularyConfig,
+    learn,
     statistics,
-    train,
 )
 
 KINDS: list[Kind] = list(get_args(Kind))
@@ -66,7 +66,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [True, False])
 def test_texts_come_back_as_they_were(kind: Kind, shared: bool, tmp_path: Path) -> None:
-    vocabularies = train(TEXTS, TEXTS[::-1], settings(kind, shared=shared))
+    vocabularies = learn(TEXTS, TEXTS[::-1], settings(kind, shared=shared))
     vocabularies.save(tmp_path)
     for each in (vocabularies, Vocabularies.load(tmp_path)):
         rows = each.encode_targets(TEXTS)
@@ -77,7 +77,7 @@ def test_texts_come_back_as_they_were(kind: Kind, shared: bool, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "character"])
 def test_new_texts_of_known_letters_come_back(kind: Kind) -> None:
-    vocabularies = train(TEXTS, TEXTS, settings(kind))
+    vocabularies = learn(TEXTS, TEXTS, settings(kind))
     letters = sorted({character for text in TEXTS for character in tidy(text, kind)} - {" "})
     letters = [letter for letter in letters if not unicodedata.combining(letter)]  # they would make new letters
     new = ["".join(letters[start::7]) for start in range(7)] + [" ".join(letters[start::11]) for start in range(11)]
@@ -86,7 +86,7 @@ def test_new_texts_of_known_letters_come_back(kind: Kind) -> None:
 
 def test_words_are_put_together_again_around_their_signs() -> None:
     texts = ["Zwei Männer stehen am Herd.", 'Er sagte: "Ja (nein)!" - und ging.', "ein T-Shirt (rot) für 5,50€ ..."]
-    vocabularies = train(texts, texts, settings("word"))
+    vocabularies = learn(texts, texts, settings("word"))
     assert vocabularies.decode_targets(vocabularies.encode_targets(texts)) == texts
     rows = vocabularies.encode_targets(["stehen am Herd", "Herd."])
     assert rows[0][-2] == rows[1][1]  # a word is the same before a sign
@@ -99,7 +99,7 @@ def test_words_are_put_together_again_around_their_signs() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_special_numbers_are_0_to_3_and_no_text_holds_them(kind: Kind) -> None:
     hostile = ["<pad> <unk> <s> </s>", "a</s>b <s>", "</s>", "x <pad>"] * 5
-    tokenizer = train(hostile, hostile, settings(kind)).source
+    tokenizer = learn(hostile, hostile, settings(kind)).source
     assert tokenizer.convert_tokens_to_ids(["<pad>", "<unk>", "<s>", "</s>"]) == [0, 1, 2, 3]
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (0, 1)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (2, 3)
@@ -113,12 +113,12 @@ def test_the_size_is_an_upper_bound_that_enough_text_reaches(kind: Kind) -> None
     words = [f"{first}{middle}{last}" for first in "abcdef" for middle in "aeiou" for last in "klmnrst"]
     texts = [" ".join(words[start : start + 9]) for start in range(200)] * 2
     for size in (30, 77, 150):
-        assert len(train(texts, texts, settings(kind, vocab_size=size)).source) == size
+        assert len(learn(texts, texts, settings(kind, vocab_size=size)).source) == size
 
 
 def test_rare_words_are_unknown_and_counted() -> None:
     texts = ["a b", "a b", "a c", "d b"]
-    vocabularies = train(texts, texts, VocabularyConfig(kind="word", vocab_size=50, min_frequency=2, shared=False))
+    vocabularies = learn(texts, texts, VocabularyConfig(kind="word", vocab_size=50, min_frequency=2, shared=False))
     rows = vocabularies.encode_targets(texts)
     assert [row.count(UNK) for row in rows] == [0, 0, 1, 1]
     found = statistics(vocabularies.target, texts, rows)
@@ -129,30 +129,30 @@ def test_rare_words_are_unknown_and_counted() -> None:
 
 def test_statistics_give_lengths_by_percentile() -> None:
     texts = [" ".join("a" * length) for length in range(1, 101)]
-    vocabularies = train(texts, texts, settings("word"))
+    vocabularies = learn(texts, texts, settings("word"))
     found = statistics(vocabularies.source, texts, vocabularies.encode_sources(texts))
     assert found.lengths == {50: 52, 90: 92, 99: 101, 100: 101}
 
 
 def test_lowercase_is_learnt_and_saved(tmp_path: Path) -> None:
     texts = ["Über DIE Straße", "über die straße"]
-    vocabularies = train(texts, texts, settings("bpe", lowercase=True))
+    vocabularies = learn(texts, texts, settings("bpe", lowercase=True))
     vocabularies.save(tmp_path)
     loaded = Vocabularies.load(tmp_path)
     assert loaded.decode_targets(loaded.encode_targets(texts)) == ["über die straße"] * 2
 
 
 def test_two_vocabularies_know_only_their_own_side() -> None:
-    vocabularies = train(["aaa bbb"], ["ccc ddd"], settings("character", shared=False))
+    vocabularies = learn(["aaa bbb"], ["ccc ddd"], settings("character", shared=False))
     assert not vocabularies.shared
     assert UNK not in vocabularies.encode_sources(["aaa bbb"])[0]
     assert vocabularies.encode_sources(["ccc"])[0][:-1] == [UNK] * 3
-    assert train(["aaa bbb"], ["ccc ddd"], settings("character")).shared
+    assert learn(["aaa bbb"], ["ccc ddd"], settings("character")).shared
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_vocabulary_loads_with_auto_tokenizer(kind: Kind, tmp_path: Path) -> None:
-    vocabularies = train(TEXTS, TEXTS, settings(kind))
+    vocabularies = learn(TEXTS, TEXTS, settings(kind))
     vocabularies.save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer(TEXTS)["input_ids"] == vocabularies.encode_sources(TEXTS)
@@ -163,11 +163,11 @@ def test_a_saved_vocabulary_loads_with_auto_tokenizer(kind: Kind, tmp_path: Path
 OTHER_PROCESS = """
 import os, sys
 from pathlib import Path
-from finetune.seq2seq.vocabulary import VocabularyConfig, train
+from finetune.seq2seq.vocabulary import VocabularyConfig, learn
 folder = Path(sys.argv[1])
 texts = (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
 for kind in ("bpe", "unigram", "word", "character"):
-    train(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(folder / kind)
+    learn(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(folder / kind)
 child = os.fork()
 if child:
     os.waitpid(child, 0)
@@ -193,7 +193,7 @@ def other_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_another_process_learns_the_same_files(kind: Kind, other_process: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = other_process
     texts = (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
-    train(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(tmp_path)
+    learn(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(tmp_path)
     assert files(tmp_path) == files(folder / kind)
 
 
@@ -207,9 +207,9 @@ def test_a_size_below_the_alphabet_is_refused_with_the_smallest_possible(kind: K
     characters = {character for text in TEXTS for character in tidy(text, kind)} | {"▁"}
     smallest = 4 + len(characters - {" "} if kind != "character" else characters)
     with pytest.raises(UserError, match=f"give at least {smallest}") as refused:
-        train(TEXTS, TEXTS, settings(kind, vocab_size=smallest - 1))
+        learn(TEXTS, TEXTS, settings(kind, vocab_size=smallest - 1))
     assert refused.value.code == Exit.USAGE
-    vocabularies = train(TEXTS, TEXTS, settings(kind, vocab_size=smallest))
+    vocabularies = learn(TEXTS, TEXTS, settings(kind, vocab_size=smallest))
     assert len(vocabularies.source) == smallest
     assert vocabularies.decode_targets(vocabularies.encode_targets(TEXTS)) == [tidy(text, kind) for text in TEXTS]
 
@@ -217,7 +217,7 @@ def test_a_size_below_the_alphabet_is_refused_with_the_smallest_possible(kind: K
 def test_a_side_without_text_is_refused() -> None:
     for sources, targets in (([], ["a"]), ([" ", "\n"], ["a"]), (["a"], [""])):
         with pytest.raises(UserError, match="empty") as refused:
-            train(sources, targets, settings("bpe", shared=False))
+            learn(sources, targets, settings("bpe", shared=False))
         assert refused.value.code == Exit.BAD_DATA
 
 
@@ -233,7 +233,7 @@ def test_a_folder_without_its_files_or_with_damaged_ones_is_refused(tmp_path: Pa
     with pytest.raises(UserError, match=r"no tokenizer.json") as refused:
         Vocabularies.load(tmp_path)
     assert refused.value.code == Exit.NO_INPUT
-    train(TEXTS, TEXTS, settings("bpe", shared=False)).save(tmp_path)
+    learn(TEXTS, TEXTS, settings("bpe", shared=False)).save(tmp_path)
     (tmp_path / "target" / "tokenizer.json").write_text('{"version": "1.0", "model": {}}', encoding="utf-8")
     with pytest.raises(UserError, match="cannot be read") as refused:
         Vocabularies.load(tmp_path)

@@ -110,7 +110,7 @@ class Vocabularies:
         return cls(tokenizer, tokenizer)
 
 
-def train(sources: Sequence[str], targets: Sequence[str], config: VocabularyConfig) -> Vocabularies:
+def learn(sources: Sequence[str], targets: Sequence[str], config: VocabularyConfig) -> Vocabularies:
     """Learn the vocabularies from the training texts; the same texts give the same files.
 
     Raises UserError: 2 where vocab_size cannot hold each character that must have an entry, 65 without any text.
