@@ -53,13 +53,8 @@ class Classifier:
         kind = str(self.model.config.model_type)
         return {"bert": "BERT", "gpt2": "GPT-2", "roberta": "RoBERTa", "distilbert": "DistilBERT"}.get(kind, kind)
 
-    def save(self, folder: Path, max_length: int, on_long: str) -> None:
-        """Write weights, config with the label names, and tokenizer, so that from_pretrained loads them.
-
-        How texts were read in training stands in the config's task_specific_params, so that the folder alone is enough
-        to score as the run does.
-        """
-        self.model.config.task_specific_params = {READING: {"max_length": max_length, "on_long": on_long}}
+    def save(self, folder: Path) -> None:
+        """Write weights, config with the label names, and tokenizer, so that from_pretrained loads them."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -125,6 +120,11 @@ def check_length(classifier: Classifier, max_length: int) -> None:
             f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} "
             f"can read; give max_length={classifier.context}, and data.on_long=window for longer texts",
         )
+
+
+def remember_reading(classifier: Classifier, max_length: int, on_long: str) -> None:
+    """Note in the config how texts are read, so that the model's folder alone is enough to score as the run does."""
+    classifier.model.config.task_specific_params = {READING: {"max_length": max_length, "on_long": on_long}}
 
 
 def greater_is_better(metric: str) -> bool:

@@ -51,6 +51,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     found = opening.say_data(run, config.data, splits, labels)
     parts = classifier.load(config.model, labels, config.seed)
     classifier.check_length(parts, config.max_length)
+    classifier.remember_reading(parts, config.max_length, config.data.on_long)
     encoded = {n: encode(s, parts.tokenizer, config.max_length, config.data.on_long) for n, s in splits.items()}
     found |= opening.say_lengths(run, encoded, config.max_length, config.data.on_long)
 
@@ -77,7 +78,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
     progress = loop.fit(examples, lambda: evaluation.values(scored("validation")[0]), greater_is_better=upwards)
     rates = opening.say_costs(run, progress, loop.estimated_seconds)
-    run.save_model(lambda folder: parts.save(folder, config.max_length, config.data.on_long))
+    run.save_model(parts.save)
     judged = {name: scored(name) for name in splits if name != "train"}
     evaluating = judged["test" if "test" in judged else "validation"][1]
     results = conclude(

@@ -20,7 +20,7 @@ SETTINGS = (
     "max_length=32", "baseline=none", "train.learning_rate=3e-3", "train.num_train_epochs=12", "train.save_steps=1",
     "train.logging_steps=2", "train.per_device_train_batch_size=8", "train.mixed_precision=no", "train.use_cpu=true",
 )  # fmt: skip
-SECONDS_TO_START = 60.0
+SECONDS_TO_START = 120.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -369,10 +369,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(tmp_path
     assert caught.value.code == Exit.DIVERGED
     rows = made_updates(1)[6]
     listed = ", ".join(str(row) for row in rows)
-    assert f"loss is not finite (nan) at update 7 (rows {listed} of train)" in str(caught.value)
+    assert f"loss is not finite (nan) at update 7 ({listed})" in str(caught.value)
     assert "lower learning_rate than 0.02" in str(caught.value)
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last == {"step": 7, "loss": "nan", "examples": rows}
+    assert last == {"step": 7, "loss": "nan", "examples": [str(row) for row in rows]}
     found, warnings = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert found is not None
     assert (found.step, warnings) == (6, [])
@@ -481,7 +481,6 @@ def test_the_order_of_rows_is_a_function_of_seed_and_epoch() -> None:
     [
         ({"max_steps": 5}, 5),
         ({"max_steps": 23}, 23),
-        ({"max_steps": 0}, 0),
         ({"num_train_epochs": 0.5}, 5),
         ({"num_train_epochs": 0.01}, 1),
         ({"num_train_epochs": 1.25}, 13),
