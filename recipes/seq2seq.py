@@ -71,33 +71,34 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     place = environment(config.seed, hardware.describe(config.train.use_cpu), hashes)
     run.start({"recipe": "seq2seq", **to_tree(config)}, place)
 
-    def written(name: str, search: SearchConfig) -> tuple[TextPredictions, float]:
+    took: dict[str, float] = {}
+
+    def written(name: str, search: SearchConfig) -> TextPredictions:
         found = networks.write(parts, encoded[name].sources, search, config.train, config.seed)
-        return judge(splits[name], [texts[0] for texts in found.texts], found.scores), found.seconds
+        took[name] = found.seconds
+        return judge(splits[name], [texts[0] for texts in found.texts], found.scores)
 
     def validate() -> dict[str, float]:
-        scores = text_evaluation.values(written("validation", config.search.greedy())[0], task)
+        scores = text_evaluation.values(written("validation", config.search.greedy()), task)
         return scores | {"loss": networks.mean_loss(parts, encoded["validation"], config.train)}
 
     progress = loop.fit(examples, validate, greater_is_better=upwards)
     rates = opening.say_costs(run, progress, loop.estimated_seconds, "target tokens")
     run.save_model(parts.save)
     judged = {name: written(name, config.search) for name in splits if name != "train"}
-    evaluating = judged["test" if "test" in judged else "validation"][1]
-    results = conclude(
-        run,
-        TextConclusion(
-            recipe="seq2seq",
-            model=parts.described,
-            task=task,
-            system=TextSystem(parts.name, {name: part for name, (part, _) in judged.items()}, progress.seconds),
-            baselines=beside,
-            splits=splits,
-            seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
-            throughput=rates,
-            diagnostics=found | {"parameters": parts.parameters},
-        ),
+    seconds = {"train": progress.seconds, "evaluate": took[[*judged][-1]], "total": time.perf_counter() - began}
+    conclusion = TextConclusion(
+        recipe="seq2seq",
+        model=parts.described,
+        task=task,
+        system=TextSystem(parts.name, judged, progress.seconds),
+        baselines=beside,
+        splits=splits,
+        seconds=seconds,
+        throughput=rates,
+        diagnostics=found | {"parameters": parts.parameters},
     )
+    results = conclude(run, conclusion)
     run.write_card(model_card(results, to_tree(config), place))
     return results
 

@@ -67,7 +67,7 @@ class Order:
 def cut_by_tokens(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, max_rows: int) -> list[np.ndarray]:
     """Cut rows, in their order, into batches of at most `max_tokens` padded tokens and `max_rows` rows."""
     batches: list[np.ndarray] = []
-    sides = lengths[rows].reshape(len(rows), -1).tolist()  # (rows, sides)
+    sides = np.atleast_2d(lengths[rows].T).T.tolist()  # (rows, sides)
     start, longest = 0, [0] * len(sides[0]) if sides else []
     for position, length in enumerate(sides):
         longest = [max(pair) for pair in zip(longest, length, strict=True)]

@@ -95,7 +95,8 @@ class _Lattice:
 
     def best(self, scores: np.ndarray) -> np.ndarray:
         """Return the score of the best way to cut each word: (words,); -inf where there is none."""
-        return self.forwards().run(scores[self.piece], self.first, self._nodes, np.maximum)[self.last]
+        ends: np.ndarray = self.forwards().run(scores[self.piece], self.first, self._nodes, np.maximum)[self.last]
+        return ends
 
     @property
     def _nodes(self) -> int:

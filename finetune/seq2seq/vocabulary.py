@@ -127,7 +127,9 @@ def decode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Sequence[int]]) ->
     return texts
 
 
-def statistics(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> Statistics:
+def statistics(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], rows: Sequence[Sequence[int] | np.ndarray]
+) -> Statistics:
     """Describe `rows`, the token numbers of `texts` with their bos and eos."""
     counts = Counter(token for row in rows for token in row)
     tokens = sum(count for token, count in counts.items() if token not in {PAD, BOS, EOS})
