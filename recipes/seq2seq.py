@@ -88,16 +88,14 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     judged = {name: written(name, config.search) for name in splits if name != "train"}
     seconds = {"train": progress.seconds, "evaluate": took[[*judged][-1]], "total": time.perf_counter() - began}
     conclusion = TextConclusion(
-        recipe="seq2seq",
-        model=parts.described,
-        task=task,
+        recipe="seq2seq", model=parts.described, task=task,
         system=TextSystem(parts.name, judged, progress.seconds),
         baselines=beside,
         splits=splits,
         seconds=seconds,
         throughput=rates,
         diagnostics=found | {"parameters": parts.parameters},
-    )
+    )  # fmt: skip
     results = conclude(run, conclusion)
     run.write_card(model_card(results, to_tree(config), place))
     return results
