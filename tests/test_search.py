@@ -72,11 +72,12 @@ class Table:
         return State(memory.key, memory.key, self)
 
     def step(self, previous: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
-        assert torch.equal(state.key, memory.key), "rows of state and memory are of different sentences"
+        key = memory.key.repeat_interleave(len(previous) // len(memory.key))
+        assert torch.equal(state.key, key), "rows of state and memory are of different sentences"
         assert not torch.is_grad_enabled()
         self.rows.append(len(previous))
         context = (state.context * 31 + previous + 1) % CONTEXTS
-        return self.table[context], State(memory.key, context, self)
+        return self.table[context], State(key, context, self)
 
     def log_probabilities(self, source: list[int], tokens: tuple[int, ...]) -> Tensor:
         """Return the log-probabilities (vocab,) of what follows `tokens`."""
@@ -365,15 +366,15 @@ def test_samples_are_a_function_of_seed_and_number() -> None:
 
 
 def test_ended_hypotheses_and_sentences_leave_the_batch() -> None:
-    model = Table(8, eos=1.5)
-    sources = sentences(30)
+    model, sources = Table(8, eos=1.5), sentences(30)
     config = SearchConfig(beam_size=4, num_return_sequences=4)
     found = run(model, sources, config)
-    assert model.rows[0] == 30
-    assert max(model.rows) <= 120
-    assert model.rows[-1] < 12
-    steps = sum(len(one.tokens) for hypotheses in found for one in hypotheses) + 30  # a prefix may be shared, then less
-    assert sum(model.rows) <= steps
+    longest = [max(len(one.tokens) for one in hypotheses) for hypotheses in found]
+    assert sum(model.rows) <= sum(1 + 4 * length for length in longest)
+    for source, hypotheses in zip(sources, found, strict=True):
+        model.rows.clear()
+        run(model, [source], config)
+        assert sum(model.rows) <= 1 + sum(len(one.tokens) for one in hypotheses)  # a row ends with its hypothesis
 
 
 def test_greedy_search_copies_no_state_before_a_sentence_ends() -> None:

@@ -102,39 +102,43 @@ class Model(Protocol[Memory, State]):
         """Return the state before the first step."""
 
     def step(self, previous: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
-        """Read the previous token (rows,) of each row; return logits (rows, vocab), which search overwrites."""
+        """Read the previous token (rows,) of each row; return logits (rows, vocab), which search overwrites.
+
+        The memory has one row for each block of equally many rows, the hypotheses of one sentence.
+        """
 
 
 @dataclasses.dataclass
 class _Beams:
-    """The open hypotheses (`rows`, those of a sentence side by side) of the sentences that are still at work."""
+    """The open hypotheses of the sentences that are still at work, in a grid that is as wide as the widest sentence.
+
+    The model's rows are the places of the grid, sentence by sentence; a place without a hypothesis is carried along.
+    """
 
     sentence: Tensor  # (sentences,) number in the batch
     maximum: Tensor  # (sentences,) longest output
     ended: Tensor  # (sentences,) slots whose hypothesis has ended
     best: Tensor  # (sentences, returned) float64, best scores of ended hypotheses; -inf where there are fewer
-    open: Tensor  # (sentences, beam) bool, the slots that hold a row
-    log_probability: Tensor  # (rows,)
-    tokens: Tensor  # (rows, 1 + time), from bos on
+    log_probability: Tensor  # (sentences, width), -inf where there is no hypothesis
+    tokens: Tensor  # (sentences * width, 1 + time), from bos on
 
     @property
     def time(self) -> int:
         """Return how many tokens each open hypothesis has."""
         return self.tokens.shape[1] - 1
 
-    def place(self) -> Tensor:
-        """Return the place in `sentence` of each row's sentence: (rows,)."""
-        return self.open.nonzero()[:, 0]
-
 
 @dataclasses.dataclass(frozen=True)
 class _Continuations:
-    """The best continuations of each sentence, best first: each (sentences, beam)."""
+    """The best continuations of each sentence, best first: each (sentences, slots)."""
 
-    log_probability: Tensor
+    log_probability: Tensor  # -inf where the sentence has no such slot or no such continuation
     parent: Tensor  # the row that is continued
     token: Tensor
-    valid: Tensor  # False where the sentence has no such slot or no such continuation
+
+    def only(self, which: Tensor) -> Self:
+        """Return the same with -inf but for some: (sentences, slots) bool."""
+        return dataclasses.replace(self, log_probability=self.log_probability.masked_fill(~which, -math.inf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,15 +168,15 @@ def search(
     uniform = _uniform(source, source_mask, beams.maximum, copies, seed) if config.do_sample else None
     state = model.start(memory)
     ended: list[_Ended] = []
-    while len(beams.tokens):
+    while len(beams.sentence):
         logits, state = model.step(beams.tokens[:, -1], state, memory)
         drawn = None if uniform is None else uniform[beams.sentence, beams.time]
         found = _continue(beams, logits.float(), config, drawn)
-        beams, rows, same_sentences = _advance(beams, found, ended, config)
+        beams, staying, rows = _advance(beams, found, ended, config)
         if not _is_identity(rows, len(logits)):
             state = state.select(rows)
-        if not same_sentences:
-            memory = memory.select(rows)
+        if len(staying) < len(found.token):
+            memory = memory.select(staying)
     return _ranked(ended, len(source), copies, config)
 
 
@@ -212,14 +216,13 @@ def _first(source_mask: Tensor, config: SearchConfig, copies: int) -> _Beams:
         maximum = torch.full_like(lengths, config.max_new_tokens)
     else:
         maximum = (lengths * MAX_PER_SOURCE_TOKEN).long() + MAX_MORE
-    width, returned = (1, 1) if config.do_sample else (config.beam_size, config.num_return_sequences)
+    returned = 1 if config.do_sample else config.num_return_sequences
     return _Beams(
         sentence=torch.arange(sentences, device=device),
         maximum=maximum.clamp(min=config.min_new_tokens),
         ended=torch.zeros(sentences, dtype=torch.long, device=device),
         best=torch.full((sentences, returned), -math.inf, dtype=torch.float64, device=device),
-        open=(torch.arange(width, device=device) == 0).repeat(sentences, 1),
-        log_probability=torch.zeros(sentences, device=device),
+        log_probability=torch.zeros(sentences, 1, device=device),
         tokens=torch.full((sentences, 1), BOS, device=device),
     )
 
@@ -235,64 +238,63 @@ def _continue(beams: _Beams, logits: Tensor, config: SearchConfig, drawn: Tensor
     if not total.isfinite().all():
         raise UserError(Exit.DIVERGED, "the model's scores are not finite; its weights are damaged or it has diverged")
     _forbid(logits, beams, config)
-    sentences, beam = beams.open.shape
+    slots = 1 if config.do_sample else config.beam_size
     if drawn is not None:
         tokens = draw(logits, drawn, config)[:, None]  # (rows, 1)
         values = logits.gather(1, tokens)
     else:
-        values, tokens = logits.topk(min(beam, logits.shape[1]), dim=1, sorted=False)  # (rows, candidates)
-    values = (values - total).clamp_(max=0) + beams.log_probability[:, None]
-    scores = values.new_full((sentences, beam, values.shape[1]), -math.inf)
-    scores[beams.open] = values
-    best, index = scores.flatten(1).topk(beam, dim=1)  # (sentences, beam)
-    row_of_slot = beams.open.flatten().cumsum(0).view_as(beams.open) - 1
-    parent = row_of_slot.gather(1, index // values.shape[1])
-    free = torch.arange(beam, device=logits.device) < beam - beams.ended[:, None]
-    return _Continuations(best, parent, tokens[parent, index % values.shape[1]], free & (best > -math.inf))
+        values, tokens = logits.topk(min(slots, logits.shape[1]), dim=1, sorted=False)  # (rows, candidates)
+    sentences, width = beams.log_probability.shape
+    values = (values - total).clamp_(max=0) + beams.log_probability.view(-1, 1)
+    values, tokens = values.view(sentences, -1), tokens.view(sentences, -1)  # (sentences, width * candidates)
+    best, index = values.topk(min(slots, values.shape[1]), dim=1)  # (sentences, slots)
+    place = index // (values.shape[1] // width)
+    first = torch.arange(0, sentences * width, width, device=logits.device)
+    free = torch.arange(best.shape[1], device=logits.device) < slots - beams.ended[:, None]
+    return _Continuations(best, first[:, None] + place, tokens.gather(1, index)).only(free)
 
 
 def _advance(
     beams: _Beams, found: _Continuations, ended: list[_Ended], config: SearchConfig
-) -> tuple[_Beams, Tensor, bool]:
-    """Put hypotheses that end into `ended`; return the beams of the next step, the row that each of its rows continues,
-    and whether each row is still of the same sentence."""
-    ends = found.valid & (found.token == EOS)
-    opens = found.valid & ~ends
+) -> tuple[_Beams, Tensor, Tensor]:
+    """Put hypotheses that end into `ended`; return the beams of the next step, which of the sentences stay in it, and
+    the row that each of its rows continues."""
+    ends = (found.token == EOS) & (found.log_probability > -math.inf)
     if ends.any():
-        beams = _end(beams, found, ends, ended, config)
-    stay = ~_is_settled(beams, found.log_probability.masked_fill(~opens, -math.inf), config)
-    opens &= stay[:, None]
-    rows = found.parent[opens]
-    same_sentences = torch.equal(opens.nonzero()[:, 0], beams.place())
-    tokens = torch.cat([beams.tokens[rows], found.token[opens][:, None]], dim=1)
+        beams = _end(beams, found.only(ends), ended, config)
+        found = found.only(~ends)
+    staying = (~_is_settled(beams, found.log_probability, config)).nonzero()[:, 0]
+    log_probability = found.log_probability[staying]
+    width = int((log_probability > -math.inf).sum(1).amax()) if len(staying) else 0
+    log_probability, slot = log_probability.topk(width, dim=1)  # what is open moves to the left
+    rows = found.parent[staying].gather(1, slot).flatten()
+    token = found.token[staying].gather(1, slot).view(-1, 1)
     following = _Beams(
-        sentence=beams.sentence[stay],
-        maximum=beams.maximum[stay],
-        ended=beams.ended[stay],
-        best=beams.best[stay],
-        open=opens[stay],
-        log_probability=found.log_probability[opens],
-        tokens=tokens,
+        sentence=beams.sentence[staying],
+        maximum=beams.maximum[staying],
+        ended=beams.ended[staying],
+        best=beams.best[staying],
+        log_probability=log_probability,
+        tokens=torch.cat([beams.tokens[rows], token], dim=1),
     )
-    return following, rows, same_sentences
+    return following, staying, rows
 
 
-def _end(beams: _Beams, found: _Continuations, ends: Tensor, ended: list[_Ended], config: SearchConfig) -> _Beams:
-    """Record the hypotheses that end, close their slots and update the best scores of their sentences."""
-    where, slot = ends.nonzero(as_tuple=True)
-    log_probability = found.log_probability[where, slot]
-    tokens = beams.tokens[found.parent[where, slot], 1:]
-    ended.append(_Ended(beams.sentence[where], log_probability, tokens))
-    scores = found.log_probability.double() / (beams.time + 1) ** config.length_penalty
-    scores = scores.masked_fill(~ends, -math.inf)
+def _end(beams: _Beams, ends: _Continuations, ended: list[_Ended], config: SearchConfig) -> _Beams:
+    """Record hypotheses that end, close their slots and update the best scores of their sentences."""
+    which = ends.log_probability > -math.inf
+    place, slot = which.nonzero(as_tuple=True)
+    tokens = beams.tokens[ends.parent[place, slot], 1:]
+    ended.append(_Ended(beams.sentence[place], ends.log_probability[place, slot], tokens))
+    scores = ends.log_probability.double() / (beams.time + 1) ** config.length_penalty
     best = torch.cat([beams.best, scores], dim=1).topk(beams.best.shape[1], dim=1).values
-    return dataclasses.replace(beams, best=best, ended=beams.ended + ends.sum(1))
+    return dataclasses.replace(beams, best=best, ended=beams.ended + which.sum(1))
 
 
 def _is_settled(beams: _Beams, log_probability: Tensor, config: SearchConfig) -> Tensor:
     """Return for which sentences no open hypothesis can still beat the worst that would be returned: (sentences,).
 
-    log_probability: (sentences, beam) of the hypotheses one token on, -inf where none is open. It can only fall, so
+    log_probability: (sentences, slots) of the hypotheses one token on, -inf where none is open. It can only fall, so
     the best score within reach divides it by the longest length where the penalty is positive, else by the shortest.
     """
     if config.length_penalty > 0:
@@ -326,7 +328,8 @@ def _forbid(logits: Tensor, beams: _Beams, config: SearchConfig) -> None:
     logits[:, [PAD, BOS] if config.allow_unk else [PAD, BOS, UNK]] = -math.inf
     if beams.time < config.min_new_tokens:
         logits[:, EOS] = -math.inf
-    must_end = beams.maximum[beams.place()] == beams.time  # (rows,)
+    width = beams.log_probability.shape[1]
+    must_end = (beams.maximum == beams.time).repeat_interleave(width)  # (rows,)
     if config.no_repeat_ngram_size:
         forbid_repeated_ngrams(logits, beams.tokens[:, 1:], config.no_repeat_ngram_size)
         must_end = must_end | (logits.amax(1) == -math.inf)
