@@ -128,7 +128,6 @@ class Seq2SeqModel(PreTrainedModel):
             self.source_embeddings = nn.Embedding(config.source_vocab_size, dim, padding_idx=config.pad_token_id)
         if tying == "none":
             self.output = nn.Linear(dim, config.target_vocab_size, bias=False)
-        self.output_bias = nn.Parameter(torch.empty(config.target_vocab_size))
         self.network: Network = _network(config)
         self.post_init()
 
@@ -165,7 +164,7 @@ class Seq2SeqModel(PreTrainedModel):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return logits: (..., dim) -> (..., vocab)."""
-        return functional.linear(hidden, self._output_weight, self.output_bias)
+        return functional.linear(hidden, self._output_weight)
 
     def alignment(self, source: Tensor, source_mask: Tensor, target: Tensor) -> Tensor | None:
         """Return how much each place of a target that starts with bos looks at each source token.
@@ -196,8 +195,8 @@ class Seq2SeqModel(PreTrainedModel):
         if labels is None:
             return Seq2SeqLMOutput(logits=self.project(hidden))
         real = (labels != self.config.pad_token_id) & (labels >= 0)
-        weight, bias = self._output_weight, self.output_bias
-        return Seq2SeqLMOutput(loss=summed_cross_entropy(hidden[real], weight, bias, labels[real], label_smoothing))
+        loss = summed_cross_entropy(hidden[real], self._output_weight, labels[real], label_smoothing)
+        return Seq2SeqLMOutput(loss=loss)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the source's table."""
@@ -205,9 +204,7 @@ class Seq2SeqModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the parameters of one module; transformers calls this, and leaves loaded tensors alone."""
-        if module is self:
-            init.zeros_(self.output_bias)
-        elif isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding):
             # Times sqrt(dim) in `_embed` this has variance 1, and as an output layer it gives logits of variance 1.
             table = torch.randn(module.weight.shape, device=module.weight.device) * module.embedding_dim**-0.5
             table[module.padding_idx] = 0
