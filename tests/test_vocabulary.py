@@ -124,7 +124,7 @@ def test_rare_words_are_unknown_and_counted() -> None:
     found = statistics(vocabularies.target, texts, rows)
     assert (found.size, found.unknown_rate, found.tokens_per_word) == (6, 0.25, 1.0)
     assert found.lengths == {50: 4, 90: 4, 99: 4, 100: 4}
-    assert "6 entries, 25.00 % of the tokens unknown" in str(found)
+    assert "6 entries · 25.00 % unknown" in str(found)
 
 
 def test_statistics_give_lengths_by_percentile() -> None:

@@ -87,11 +87,11 @@ def say_vocabularies(
     assert pairs.targets is not None
     sides = {"source": (words.source, split.sources(), pairs.sources)}
     sides["target"] = (words.target, split.targets(), pairs.targets)
-    record: dict[str, Any] = {}
+    record: dict[str, Any] = {"shared": words.shared}
     for side, (tokenizer, texts, rows) in sides.items():
         found = statistics(tokenizer, [texts[row] for row in pairs.row], rows)
         head = "tokens" if side == "source" else ""
-        run.say(head, f"{side}: {found}{' (shared)' if words.shared else ''}")
+        run.say(head, f"{side} {found}")
         record[side] = dataclasses.asdict(found)
     long = {name: part.long for name, part in encoded.items()}
     if sum(long.values()):

@@ -62,10 +62,10 @@ class Statistics:
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        lengths = ", ".join(f"{length} ({percentile} %)" for percentile, length in self.lengths.items())
+        middle, *_, most = self.lengths.values()
         return (
-            f"{self.size:,} entries, {100 * self.unknown_rate:.2f} % of the tokens unknown, "
-            f"{self.tokens_per_word:.2f} tokens a word, texts of {lengths} tokens at most"
+            f"{self.size:,} entries · {100 * self.unknown_rate:.2f} % unknown · {self.tokens_per_word:.2f} tokens a word "
+            f"· {middle} a text (most {most})"
         )
 
 
