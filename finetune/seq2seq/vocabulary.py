@@ -64,8 +64,8 @@ class Statistics:
         """Return one line for the log."""
         middle, *_, most = self.lengths.values()
         return (
-            f"{self.size:,} entries · {100 * self.unknown_rate:.2f} % unknown · {self.tokens_per_word:.2f} tokens a word "
-            f"· {middle} a text (most {most})"
+            f"{self.size:,} entries · {100 * self.unknown_rate:.2f} % unknown · "
+            f"{self.tokens_per_word:.2f} tokens a word · {middle} a text (most {most})"
         )
 
 
