@@ -16,7 +16,8 @@ from finetune.data.columns import Split
 from finetune.data.sequences import SequenceDataConfig, read_splits
 from finetune.report import opening
 from finetune.report.card import model_card
-from finetune.report.text_results import TextConclusion, TextSystem, conclude, judge, run_baselines
+from finetune.report.results import Conclusion, System
+from finetune.report.text_results import conclude, judge, run_baselines
 from finetune.run import Run, environment
 from finetune.seq2seq import encoder_decoder as networks
 from finetune.seq2seq.search import SearchConfig
@@ -87,16 +88,14 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     run.save_model(parts.save)
     judged = {name: written(name, config.search) for name in splits if name != "train"}
     seconds = {"train": progress.seconds, "evaluate": took[[*judged][-1]], "total": time.perf_counter() - began}
-    conclusion = TextConclusion(
-        recipe="seq2seq", model=parts.described, task=task,
-        system=TextSystem(parts.name, judged, progress.seconds),
+    conclusion = Conclusion(
+        recipe="seq2seq", model=parts.described,
+        system=System(parts.name, judged, progress.seconds),
         baselines=beside,
-        splits=splits,
-        seconds=seconds,
-        throughput=rates,
+        splits=splits, seconds=seconds, throughput=rates,
         diagnostics=found | {"parameters": parts.parameters},
     )  # fmt: skip
-    results = conclude(run, conclusion)
+    results = conclude(run, conclusion, task)
     run.write_card(model_card(results, to_tree(config), place))
     return results
 

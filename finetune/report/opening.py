@@ -14,7 +14,6 @@ from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError
 from finetune.evaluation import score
 from finetune.report.results import System
-from finetune.report.text_results import TextSystem
 from finetune.run import Run
 from finetune.seq2seq.encoder_decoder import EncodedPairs
 from finetune.seq2seq.vocabulary import Vocabularies, statistics
@@ -100,7 +99,7 @@ def say_vocabularies(
     return {"vocabulary": record, "long_rows": long}
 
 
-def say_text_baselines(run: Run, systems: Sequence[TextSystem], task: Task) -> None:
+def say_text_baselines(run: Run, systems: Sequence[System], task: Task) -> None:
     """Tell how the baselines score on validation, by the metric that decides, and what they cost."""
     for system in systems:
         found = text_evaluation.score(system.predictions["validation"], task)[task.decides]

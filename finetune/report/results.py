@@ -1,7 +1,7 @@
 """Assembles results.json and the prediction files of a run from what its systems predicted."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,27 @@ from finetune.metrics import DEFINITIONS
 from finetune.run import Run
 
 JUDGED_BY = "accuracy"
+SAME_FOR_ALL = ("recipe", "task", "model", "definitions")  # parts of a result that seeds share
+KEPT_OF_FIRST = (
+    "system", "labels", "language", "judged_on", "rows", "skipped_rows", "resolution", "parameters", "signatures",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """One trained system: its name in sentences, what it predicts on each split, and the seconds its training took."""
+    """One trained system: its name in sentences, what it predicts on each split, and the seconds its training took.
+
+    The predictions of a split are Predictions, or TextPredictions of a run that writes texts.
+    """
 
     name: str
-    predictions: Mapping[str, Predictions]
+    predictions: Mapping[str, Any]
     seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Conclusion:
-    """Everything that a classification run found out, before it is scored."""
+    """Everything that a run found out, before it is scored."""
 
     recipe: str
     model: str
@@ -87,16 +94,16 @@ def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
         "model": found.model,
         "scores": {name: evaluation.score(part) for name, part in found.system.predictions.items()},
     }
-    diagnostics: dict[str, Any] = {"system": found.system.name, "labels": list(predictions.labels), "judged_on": judged}
-    diagnostics["rows"] = {name: len(split) for name, split in found.splits.items()}
-    diagnostics["skipped_rows"] = {name: split.skipped for name, split in found.splits.items()}
+    diagnostics = told(found, judged) | {"labels": list(predictions.labels)}
     diagnostics["resolution"] = significance.resolution(len(predictions.ids))
     if found.baselines:
         strongest = _strongest(found.baselines)
-        disagreement = float((predictions.right != strongest.predictions[judged].right).mean())
+        other = strongest.predictions[judged]
+        disagreement = float((predictions.right != other.right).mean())
         diagnostics["resolution"] = significance.resolution(len(predictions.ids), disagreement or 0.1)
-        results |= _beside(found, strongest, judged)
-        _write_predictions(run, f"baseline.{judged}", strongest.predictions[judged], found.splits[judged])
+        results |= beside(found.baselines, strongest, evaluation.score)
+        results["comparison"] = evaluation.compare(predictions, other, metric=JUDGED_BY)
+        _write_predictions(run, f"baseline.{judged}", other, found.splits[judged])
     results["diagnostics"] = diagnostics | diagnosis | dict(found.diagnostics)
     results["seconds"] = dict(found.seconds)
     results["throughput"] = dict(found.throughput)
@@ -112,32 +119,57 @@ def combine(run: Run, seeds: Mapping[int, Run]) -> dict[str, Any]:
     """Join the runs of several seeds into one result: means, intervals over rows, spread over seeds."""
     each = {seed: part.results() for seed, part in seeds.items()}
     first = next(iter(each.values()))
-    names = list(first["scores"])
     judged, labels = first["diagnostics"]["judged_on"], first["diagnostics"]["labels"]
     read = {
-        name: [evaluation.from_rows(part.read_predictions(name), labels) for part in seeds.values()] for name in names
+        name: [evaluation.from_rows(part.read_predictions(name), labels) for part in seeds.values()]
+        for name in first["scores"]
     }
-    results = {key: first[key] for key in ("recipe", "task", "model")}
-    results["scores"] = {name: evaluation.score(parts) for name, parts in read.items()}
+    found: dict[str, Any] = {"scores": {name: evaluation.score(parts) for name, parts in read.items()}}
     if "baseline" in first:
         rows = next(iter(seeds.values())).read_predictions(f"baseline.{judged}")
         baseline = evaluation.from_rows(rows, labels)
-        results |= {"baseline": first["baseline"], "baselines": first["baselines"]}
-        results["comparison"] = evaluation.compare(read[judged], baseline, metric=JUDGED_BY)
+        found["comparison"] = evaluation.compare(read[judged], baseline, metric=JUDGED_BY)
     chosen = max(each, key=lambda seed: each[seed]["scores"].get("validation", {}).get("macro_f1", {}).get("value", 0))
-    kept = ("system", "labels", "judged_on", "rows", "resolution", "baseline_seconds", "parameters")
-    results["diagnostics"] = {key: first["diagnostics"][key] for key in kept if key in first["diagnostics"]}
+    results = joined(each, found, chosen)
+    run.write_results(results)
+    return results
+
+
+def told(found: Conclusion, judged: str) -> dict[str, Any]:
+    """Return the diagnostics that every run has: who is judged, on what, and how many rows there were."""
+    return {
+        "system": found.system.name,
+        "judged_on": judged,
+        "rows": {name: len(split) for name, split in found.splits.items()},
+        "skipped_rows": {name: split.skipped for name, split in found.splits.items()},
+    }
+
+
+def beside(systems: Sequence[System], strongest: System, score: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the baselines with the scores of each split, and the strongest of them."""
+    described = [
+        {
+            "name": system.name,
+            "scores": {name: score(part) for name, part in system.predictions.items()},
+            "seconds": {"train": system.seconds},
+        }
+        for system in systems
+    ]
+    return {"baseline": next(one for one in described if one["name"] == strongest.name), "baselines": described}
+
+
+def joined(each: Mapping[int, Mapping[str, Any]], found: Mapping[str, Any], chosen: int) -> dict[str, Any]:
+    """Return the result of several seeds: what was `found` of them together, and of each what is its own."""
+    first = next(iter(each.values()))
+    results = {key: first[key] for key in (*SAME_FOR_ALL, "baseline", "baselines") if key in first} | dict(found)
+    of_first = first["diagnostics"]
+    results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}
     results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
     results["diagnostics"]["errors"] = each[chosen]["diagnostics"]["errors"]
-    results["seeds"] = {
-        str(seed): {"scores": part["scores"], "seconds": part["seconds"]} for seed, part in each.items()
-    }
+    results["seeds"] = {str(n): {"scores": part["scores"], "seconds": part["seconds"]} for n, part in each.items()}
     results["seconds"] = {key: sum(part["seconds"][key] for part in each.values()) for key in first["seconds"]}
-    results["throughput"] = {
-        key: float(np.mean([part["throughput"][key] for part in each.values()])) for key in first["throughput"]
-    }
-    results["definitions"] = first["definitions"]
-    run.write_results(results)
+    rates = first["throughput"]
+    results["throughput"] = {key: float(np.mean([part["throughput"][key] for part in each.values()])) for key in rates}
     return results
 
 
@@ -149,20 +181,6 @@ def judged_split(predictions: Mapping[str, Any]) -> str:
 def _strongest(baselines: Sequence[System]) -> System:
     """Choose the baseline on validation, so that the test set has no say in what it is compared with."""
     return max(baselines, key=lambda system: float(system.predictions["validation"].right.mean()))
-
-
-def _beside(found: Conclusion, strongest: System, judged: str) -> dict[str, Any]:
-    described = [
-        {
-            "name": system.name,
-            "scores": {name: evaluation.score(part) for name, part in system.predictions.items()},
-            "seconds": {"train": system.seconds},
-        }
-        for system in found.baselines
-    ]
-    comparison = evaluation.compare(found.system.predictions[judged], strongest.predictions[judged], metric=JUDGED_BY)
-    chosen = next(part for part in described if part["name"] == strongest.name)
-    return {"baseline": chosen, "baselines": described, "comparison": comparison}
 
 
 def _write_predictions(run: Run, name: str, predictions: Predictions, split: Split) -> None:
