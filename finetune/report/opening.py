@@ -181,4 +181,5 @@ def _tell_leak(run: Run, config: DataRules, split: Split, found: np.ndarray) -> 
     what = f"{count(len(found), f'{split.name} text')} also in train ({share}), e.g. {split.where(found[0])}"
     if config.on_leak == "error" and not split.held_out:
         raise UserError(Exit.BAD_DATA, f"{what}\nremove them, or give data.on_leak=warn")
-    run.say("warning", f"{what}: finetune check data.train=... data.{split.name}=... says which")
+    hint = f": finetune check data.train=... data.{split.name}=... says which" if isinstance(config, DataConfig) else ""
+    run.say("warning", what + hint)

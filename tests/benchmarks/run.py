@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("startup.py", "training_speed.py", "baseline_speed.py", "million_rows.py")
+BENCHMARKS = ("startup.py", "training_speed.py", "evaluation_speed.py", "baseline_speed.py", "million_rows.py")
 
 
 def main() -> int:
