@@ -24,7 +24,6 @@ from finetune.trainer import TrainConfig
 
 # A batch for scoring holds per_device_eval_batch_size texts of this length, or fewer longer ones.
 TOKENS_OF_A_TEXT = 128
-READING = "finetune"  # key of a model's task_specific_params
 GPU_MULTIPLE = 8  # tensor cores want widths that are multiples of 8
 
 
@@ -124,7 +123,7 @@ def check_length(classifier: Classifier, max_length: int) -> None:
 
 def remember_reading(classifier: Classifier, max_length: int, on_long: str) -> None:
     """Note in the config how texts are read, so that the model's folder alone is enough to score as the run does."""
-    classifier.model.config.task_specific_params = {READING: {"max_length": max_length, "on_long": on_long}}
+    pretrained.remember_settings(classifier.model, {"max_length": max_length, "data.on_long": on_long})
 
 
 def greater_is_better(metric: str) -> bool:

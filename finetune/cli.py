@@ -33,6 +33,8 @@ TextColumn = Annotated[str | None, typer.Option("--text-column", help="column of
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="column of the label in the file")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair-column", help="column of the second text in the file")]
 IdColumn = Annotated[str | None, typer.Option("--id-column", help="column of the row's id in the file")]
+SourceColumn = Annotated[str | None, typer.Option("--source-column", help="column of the source in the file")]
+TargetColumn = Annotated[str | None, typer.Option("--target-column", help="column of the target in the file")]
 Encoding = Annotated[str | None, typer.Option("--encoding", help="encoding of the file, if not that of train")]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="column separator of the file")]
 
@@ -86,6 +88,8 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     text_pair_column: PairColumn = None,
+    source_column: SourceColumn = None,
+    target_column: TargetColumn = None,
     id_column: IdColumn = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
@@ -100,8 +104,9 @@ def evaluate(
     from finetune import commands, terminal
 
     reading = _reading(
-        text_column=text_column, label_column=label_column, text_pair_column=text_pair_column, id_column=id_column,
-        encoding=encoding, delimiter=delimiter,
+        text_column=text_column, label_column=label_column, text_pair_column=text_pair_column,
+        source_column=source_column, target_column=target_column, id_column=id_column, encoding=encoding,
+        delimiter=delimiter,
     )  # fmt: skip
     found = commands.evaluate(run, data, drop_leaked=drop_leaked, reading=reading)
     if as_json:
@@ -121,6 +126,7 @@ def predict(
     output: Annotated[str | None, typer.Option("--output", help="JSONL file to write; without it, stdout")] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
+    source_column: SourceColumn = None,
     id_column: IdColumn = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
@@ -143,8 +149,8 @@ def predict(
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise UserError(Exit.IO_FAILED, f"--output {output}: there is no folder {Path(output).parent}")
     reading = _reading(
-        text_column=text_column, text_pair_column=text_pair_column, id_column=id_column, encoding=encoding,
-        delimiter=delimiter,
+        text_column=text_column, text_pair_column=text_pair_column, source_column=source_column,
+        id_column=id_column, encoding=encoding, delimiter=delimiter,
     )  # fmt: skip
     given = {"search.beam_size": beam_size, "search.num_return_sequences": n_best}
     reading += [f"{name}={value}" for name, value in given.items() if value is not None]

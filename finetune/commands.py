@@ -11,7 +11,6 @@ from typing import Any
 
 from finetune import config as configuration
 from finetune import hardware, pretrained, text_evaluation
-from finetune.classifier import READING
 from finetune.config import flatten, read_yaml, to_tree
 from finetune.data import columns, sequences
 from finetune.data.check import Finding, leaks
@@ -26,7 +25,6 @@ from finetune.report.card import model_card
 from finetune.run import Run, environment, read_json
 from recipes import RECIPES
 
-MODEL_FOLDER_RECIPE = "bert_classification"
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
 PRESETS = Path(importlib.import_module("recipes").__file__ or "").parent / "presets"
 
@@ -275,8 +273,8 @@ def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
     """Open a run, or a plain model folder, with its recipe and configuration."""
     folder = Run.open(run)
     if not folder.config_file.is_file():
-        module = recipe_module(MODEL_FOLDER_RECIPE)
-        config, _ = configuration.load(module.Config, [*_reading_of(folder.model), *reading])
+        module = recipe_module(_recipe_of(folder.model))
+        config, _ = configuration.load(module.Config, [*_settings_of(folder.model), *reading])
         return folder, module, config
     seeds = sorted(folder.folder.glob("seed-*"))
     if seeds:
@@ -289,12 +287,18 @@ def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
     return folder, module, config
 
 
-def _reading_of(model: Path) -> list[str]:
-    """Return how a plain model folder reads texts: as it was trained, or up to all that the model can read."""
-    stored = (read_json(model / "config.json").get("task_specific_params") or {}).get(READING)
-    if stored is None:
+def _recipe_of(model: Path) -> str:
+    """Return the recipe that uses a plain model folder."""
+    kind = read_json(model / "config.json").get("model_type")
+    return "seq2seq" if kind == "finetune_seq2seq" else "bert_classification"
+
+
+def _settings_of(model: Path) -> list[str]:
+    """Return the settings that a plain model folder was trained with; else it reads all that the model can."""
+    stored = pretrained.remembered_settings(model)
+    if not stored and _recipe_of(model) == "bert_classification":
         return [f"max_length={AS_LONG_AS_THE_MODEL_READS}"]
-    return [f"max_length={stored['max_length']}", f"data.on_long={stored['on_long']}"]
+    return [f"{name}={value}" for name, value in stored.items() if value is not None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from finetune.checkpoint import sha256
 from finetune.errors import Exit, UserError
+from finetune.run import read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,6 +45,7 @@ WEIGHT_SUFFIXES = {
     ".json",
 }  # other dots stand in Hub names: bge-small-en-v1.5
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SETTINGS_KEY = "finetune"  # in a model's task_specific_params
 PROBE_SECONDS = 3.0
 COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"}  # the first position is pad_token_id + 1
 
@@ -115,6 +117,17 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
             "they do not belong together",
         )
     return model
+
+
+def remember_settings(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
+    """Note in a model's config which settings of its recipe are needed to use it as it was trained."""
+    model.config.task_specific_params = {SETTINGS_KEY: dict(settings)}
+
+
+def remembered_settings(folder: Path) -> dict[str, Any]:
+    """Return what `remember_settings` noted in a model folder; nothing for models from elsewhere."""
+    stored = read_json(folder / "config.json").get("task_specific_params") or {}
+    return dict(stored.get(SETTINGS_KEY, {}))
 
 
 def context_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -58,7 +58,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     words = learn(splits["train"].sources(), splits["train"].targets(), config.vocabulary)
     encoded = networks.encode_splits(splits, words, _longest(config), config.data.on_long)
     found |= opening.say_vocabularies(run, words, splits, encoded)
-    parts = networks.build(config.network, words, _longest(config), config.seed)
+    parts = networks.build(config.network, words, _longest(config), config.seed, task)
     loss = networks.make_loss(config.label_smoothing_factor, config.network.scheduled_sampling)
     loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, width=config.network.hidden_size)
     examples = networks.collate(encoded["train"], splits["train"].where)

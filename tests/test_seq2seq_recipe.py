@@ -99,6 +99,19 @@ def test_evaluate_repeats_the_scores_of_the_run(trained: Path) -> None:
     assert "exact_match" in done("evaluate", trained, "--data", trained.parent / "test.jsonl").out
 
 
+def test_the_models_folder_alone_does_what_the_run_does(trained: Path, tmp_path: Path) -> None:
+    source = "red blue green white\n"
+    beam = ("--beam-size", 2)
+    alone = done("predict", trained / "model", *beam, "--json", stdin=source).json
+    assert alone == done("predict", trained, *beam, "--json", stdin=source).json
+    other = tmp_path / "other.jsonl"
+    rows = [json.loads(line) for line in (trained.parent / "test.jsonl").read_text().splitlines()]
+    other.write_text("".join(json.dumps({"en": row["source"], "de": row["target"]}) + "\n" for row in rows))
+    options = ("--source-column", "en", "--target-column", "de")
+    scores = done("evaluate", trained, "--data", other, *options, "--json").json
+    assert scores == json.loads((trained / "results.json").read_text())["scores"]["test"]
+
+
 @pytest.mark.parametrize("architecture", ["transformer", "rnn"])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str

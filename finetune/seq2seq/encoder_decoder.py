@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune import cpu, hardware
+from finetune import cpu, hardware, pretrained
 from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import Split
@@ -21,6 +21,7 @@ from finetune.hardware import AUTOCAST
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel, sequence_loss
 from finetune.seq2seq.search import MAX_MORE, MAX_PER_SOURCE_TOKEN, SearchConfig, search_all
 from finetune.seq2seq.vocabulary import EOS, PAD, Vocabularies
+from finetune.text_evaluation import Task
 from finetune.trainer import TrainConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -126,8 +127,13 @@ class EncoderDecoder:
         self.vocabularies.save(folder)
 
 
-def build(network: NetworkConfig, vocabularies: Vocabularies, lengths: Lengths, seed: int) -> EncoderDecoder:
-    """Make a model with random weights drawn from `seed`; raises UserError (2) for a shape that cannot be."""
+def build(
+    network: NetworkConfig, vocabularies: Vocabularies, lengths: Lengths, seed: int, task: Task
+) -> EncoderDecoder:
+    """Make a model with random weights drawn from `seed`; raises UserError (2) for a shape that cannot be.
+
+    The task and the lengths stand in its config, so that its folder alone is enough to use it.
+    """
     tying = network.tie_embeddings
     shape = {name: value for name, value in dataclasses.asdict(network).items() if name != "scheduled_sampling"}
     shape["tie_embeddings"] = ("all" if vocabularies.shared else "target") if tying == "auto" else tying
@@ -140,6 +146,8 @@ def build(network: NetworkConfig, vocabularies: Vocabularies, lengths: Lengths, 
     )
     torch.manual_seed(seed)  # the first weights are part of the seed
     model = Seq2SeqModel(config)
+    longest = {"max_source_length": lengths.source, "max_target_length": lengths.target}
+    pretrained.remember_settings(model, {"task": task.name, "language": task.language} | longest)
     cpu.prepare(model)
     return EncoderDecoder(model, vocabularies)
 

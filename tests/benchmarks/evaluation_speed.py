@@ -64,7 +64,8 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     pretrained.quiet()
     datasets.disable_progress_bars()
-    splits = read_splits(DataConfig(**files()), seed=1)
+    given = files()
+    splits = read_splits(DataConfig(train=given["train"], validation=given["validation"], test=given["test"]), seed=1)
     labels = LabelMap.learn(splits["train"])
     peers = PEERS if hardware.cpu_has_bf16() else {name: PEERS[name] for name in ("trainer default", "trainer grouped")}
     with tempfile.TemporaryDirectory() as folder:
