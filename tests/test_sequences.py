@@ -80,6 +80,8 @@ def test_several_source_columns_are_joined_by_the_separator(tmp_path: Path) -> N
     assert read(file, source_column=["q", "c"]).sources() == ["who?\na man"]
     assert read(file, source_column=["c", "q"], separator=" \\t| ").sources() == ["a man \t| who?"]
     assert read(file, source_column=["c", "q"]).rows["id"][:] == ["x"]
+    half = write(tmp_path, "half.jsonl", [{"q": "who?", "c": " ", "target": "man"}])
+    assert "(1 without source)" in refusal(Exit.BAD_DATA, read, half, source_column=["q", "c"])
     message = refusal(Exit.BAD_DATA, read, file, source_column=["q", "ctx"])
     assert "has no column ctx" in message
     assert "Give data.source_column=" in message
