@@ -264,16 +264,18 @@ def version() -> None:
 
 @recipes_app.command("list")
 def recipes_list(as_json: Json = False) -> None:
-    """List the recipes.
+    """List the recipes, and the presets that --config takes.
 
     finetune recipes list
     """
-    from recipes import RECIPES
+    from recipes import PRESETS, RECIPES
 
     if as_json:
         return _print_json(RECIPES)
     for name, text in RECIPES.items():
-        _print(f"{name:<22} {text}")
+        _print(f"{name:<33} {text}")
+    for path in sorted(PRESETS.glob("*.yaml")):
+        _print(f"--config {path.stem:<24} {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
     return None
 
 
@@ -292,7 +294,8 @@ def recipes_show(name: Annotated[str, typer.Argument(help="recipe")], as_json: J
         rows = [{"key": s.path, "type": s.type_name, "default": s.default, "help": s.help} for s in found]
         return _print_json(rows)
     for setting in found:
-        default = "null" if setting.default is None else setting.default
+        plain = setting.default is None or isinstance(setting.default, bool)
+        default = json.dumps(setting.default) if plain else setting.default
         _print(f"{setting.path}={default}\n    {setting.help} ({setting.type_name})")
     return None
 

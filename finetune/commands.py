@@ -23,10 +23,9 @@ from finetune.report import results as reporting
 from finetune.report import text_results
 from finetune.report.card import model_card
 from finetune.run import Run, environment, read_json
-from recipes import RECIPES
+from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
-PRESETS = Path(importlib.import_module("recipes").__file__ or "").parent / "presets"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Wholes: one module per kind of work, each readable from top to bottom and free to copy."""
 
+from pathlib import Path
+
+PRESETS = Path(__file__).parent / "presets"
 RECIPES: dict[str, str] = {
     "bert_classification": "Fine-tune BERT (or GPT-2) to classify texts or text pairs, beside TF-IDF, with a verdict.",
     "seq2seq": "Train a Transformer or an RNN with or without attention from scratch: translation, dialogue and more.",

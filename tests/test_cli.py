@@ -114,6 +114,8 @@ def test_recipes_list_names_every_recipe() -> None:
     shown = done("recipes", "list").out
     assert [line.split()[0] for line in shown.splitlines()] == list(RECIPES)
     assert done("recipes", "list", "--json").json == RECIPES
+    assert "--config multi30k_transformer" in shown
+    assert "--config long_texts" in shown
 
 
 @pytest.mark.parametrize("name", RECIPES)
