@@ -95,6 +95,20 @@ class Fixed(Table):
         self.table = torch.tensor(logits).expand(CONTEXTS, -1).clone()
 
 
+class Timed(Table):
+    """A model whose logits follow from the time alone: (time, vocab)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(0, logits.shape[1] - 4)
+        self.table = logits
+
+    def start(self, memory: Memory) -> State:
+        return State(memory.key, torch.zeros_like(memory.key), self)
+
+    def step(self, previous: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
+        return self.table[state.context], State(state.key, state.context + 1, self)
+
+
 def batch_of(sources: list[list[int]]) -> tuple[Tensor, Tensor]:
     longest = max(map(len, sources))
     source = torch.tensor([row + [PAD] * (longest - len(row)) for row in sources])
@@ -203,6 +217,19 @@ def test_stopping_early_saves_rows_and_changes_nothing(
     monkeypatch.setattr(search_module, "_is_settled", lambda beams, values, config: values.amax(1) == -math.inf)
     assert found == run(going_on, sources, config)
     assert sum(stopping.rows) < sum(going_on.rows)
+
+
+@pytest.mark.parametrize("longest", [60, 80])
+def test_a_long_output_may_still_overtake_one_that_ended(longest: int) -> None:
+    logits = torch.full((81, 6), -60.0)
+    logits[0, 4] = 0.0
+    logits[1, [EOS, 4]] = torch.tensor([0.9, 0.1]).log()
+    logits[2:60, 4] = 0.0  # what goes on costs nothing more
+    logits[60:, EOS] = 0.0
+    config = SearchConfig(beam_size=2, max_new_tokens=longest)
+    assert [len(one.tokens) for one in run(Timed(logits), [[4, EOS]], config)[0]] == [60]  # 2.3 / 61 < 0.105 / 2
+    config = SearchConfig(beam_size=2, max_new_tokens=longest, length_penalty=0.5)
+    assert [len(one.tokens) for one in run(Timed(logits), [[4, EOS]], config)[0]] == [1]  # 2.3 / 61^0.5 > 0.105 / 2^0.5
 
 
 SETTINGS = [
