@@ -56,6 +56,9 @@ class TrainConfig:
     adam_epsilon: Annotated[float, Field(gt=0)] = field(1e-8, "AdamW's epsilon")
     max_grad_norm: Annotated[float, Field(ge=0)] = field(1.0, "clip the gradient to this norm; 0: no clipping")
     metric_for_best_model: str = field("loss", "validation score that chooses the checkpoint to keep")
+    load_best_model_at_end: bool = field(
+        True, "end with the weights of the best validation score; false: with the last ones, e.g. few noisy rows"
+    )
     early_stopping_patience: Positive | None = field(None, "stop after so many evaluations without a better score")
     eval_steps: Positive | None = field(None, "updates between evaluations; null: each epoch")
     save_steps: Positive | None = field(
@@ -361,7 +364,7 @@ class Trainer:
         self.run.say("resume", f"from update {self.progress.step}")
 
     def _load_best(self) -> None:
-        if self.progress.best_step in {0, self.progress.step}:
+        if not self.config.load_best_model_at_end or self.progress.best_step in {0, self.progress.step}:
             return
         best = self.run.checkpoints / f"step-{self.progress.best_step:06d}"
         fault = checkpoint.verify(best)

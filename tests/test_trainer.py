@@ -608,3 +608,11 @@ def test_auto_is_replaced_before_training_and_refused_in_it() -> None:
 def test_the_last_updates_are_in_metrics_jsonl_too(tmp_path: Path) -> None:
     made = train(tmp_path / "run", config(logging_steps=7, max_steps=9))
     assert [record["step"] for record in made.metrics() if "loss" in record] == [7, 9]
+
+
+@pytest.mark.parametrize(("load_best", "step"), [(True, 10), (False, 30)])
+def test_a_run_ends_with_the_best_or_with_the_last_weights(tmp_path: Path, load_best: bool, step: int) -> None:
+    settings = config(load_best_model_at_end=load_best, save_total_limit=5)
+    made = train(tmp_path / "run", settings, scores=[0.9, 0.8, 0.7], greater_is_better=True)
+    found = checkpoint.Checkpoint(tmp_path / "run" / "checkpoints" / f"step-{step:06d}", step).tensors("model")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in made.final.items())
