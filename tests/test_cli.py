@@ -127,7 +127,9 @@ def test_show_prints_every_setting_with_type_default_and_meaning(name: str) -> N
     assert list(rows) == [setting.path for setting in leaves]
     for setting in leaves:
         assert len(setting.help) > 5, setting.path
-        default = "null" if setting.default is None else setting.default
+        written = {None: "null", True: "true", False: "false"}  # as YAML writes them
+        plain = setting.default is None or isinstance(setting.default, bool)
+        default = written[setting.default] if plain else setting.default
         assert f"{setting.path}={default}\n    {setting.help} ({setting.type_name})\n" in shown
 
 
