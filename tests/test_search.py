@@ -309,6 +309,12 @@ def test_no_ngram_comes_twice(size: int, sampling: bool) -> None:
     assert all(len(hypotheses) == 2 for hypotheses in found)  # with all else forbidden they end
 
 
+def test_an_output_ends_below_the_minimum_where_repetition_forbids_all_else() -> None:
+    config = SearchConfig(no_repeat_ngram_size=1, min_new_tokens=5, max_new_tokens=9, beam_size=2)
+    found = run(Table(6, real_tokens=3), sentences(4), config)
+    assert [len(hypotheses[0].tokens) for hypotheses in found] == [3, 3, 3, 3]
+
+
 def test_ngrams_are_forbidden_where_they_would_repeat_and_nowhere_else() -> None:
     logits = torch.zeros(2, 8)
     forbid_repeated_ngrams(logits, torch.tensor([[4, 5, 6, 4, 5], [4, 5, 6, 7, 5]]), 3)
@@ -330,8 +336,7 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
     tokens = torch.tensor([[2, 4, 5, 4], [2, 7, 7, 6]])
     logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
     expected = RepetitionPenaltyLogitsProcessor(1.7)(tokens, logits.clone())
-    penalise_repetition(logits, tokens, 1.7)
-    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(penalise_repetition(logits, tokens, 1.7), expected)
 
 
 @pytest.mark.parametrize("sampling", [False, True])
@@ -457,9 +462,10 @@ def test_any_number_of_samples_may_be_asked_for() -> None:
     assert len(run(Table(11), sentences(2), config)[0]) == 9
 
 
+@pytest.mark.parametrize("sampling", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_an_error(value: float) -> None:
+def test_logits_that_are_not_finite_are_an_error(value: float, sampling: bool) -> None:
     model = Fixed([0.0, 0.0, 0.0, 0.0, value, 0.0])
     with pytest.raises(UserError, match="not finite") as failed:
-        run(model, [[4, EOS]], SearchConfig())
+        run(model, [[4, EOS]], SearchConfig(do_sample=sampling))
     assert failed.value.code == Exit.DIVERGED

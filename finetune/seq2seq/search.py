@@ -102,7 +102,7 @@ class Model(Protocol[Memory, State]):
         """Return the state before the first step."""
 
     def step(self, previous: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
-        """Read the previous token (rows,) of each row; return logits (rows, vocab), which search overwrites.
+        """Read the previous token (rows,) of each row; return logits (rows, vocab).
 
         The memory has one row for each block of equally many rows, the hypotheses of one sentence.
         """
@@ -171,7 +171,7 @@ def search(
     while len(beams.sentence):
         logits, state = model.step(beams.tokens[:, -1], state, memory)
         drawn = None if uniform is None else uniform[beams.sentence, beams.time]
-        found = _continue(beams, logits.float(), config, drawn)
+        found = _continue(beams, logits, config, drawn)
         beams, staying, rows = _advance(beams, found, ended, config)
         if not _is_identity(rows, len(logits)):
             state = state.select(rows)
@@ -233,19 +233,19 @@ def _continue(beams: _Beams, logits: Tensor, config: SearchConfig, drawn: Tensor
     The best of a sentence are among the best of its rows, so the vocabulary is searched once, row by row.
     """
     if config.repetition_penalty != 1:
-        penalise_repetition(logits, beams.tokens, config.repetition_penalty)
-    total = logits.logsumexp(dim=1, keepdim=True)  # (rows, 1), before anything is forbidden
-    if not total.isfinite().all():
-        raise UserError(Exit.DIVERGED, "the model's scores are not finite; its weights are damaged or it has diverged")
-    _forbid(logits, beams, config)
+        logits = penalise_repetition(logits, beams.tokens, config.repetition_penalty)
+    scores = logits.log_softmax(dim=1, dtype=torch.float32)  # (rows, vocab), before anything is forbidden
+    if scores[:, EOS].isnan().any():  # one bad logit makes its whole row NaN
+        raise UserError(Exit.DIVERGED, "the model's logits are not finite: its weights are damaged or it has diverged")
+    _forbid(scores, beams, config)
     slots = 1 if config.do_sample else config.beam_size
     if drawn is not None:
-        tokens = draw(logits, drawn, config)[:, None]  # (rows, 1)
-        values = logits.gather(1, tokens)
+        tokens = draw(scores, drawn, config)[:, None]  # (rows, 1)
+        values = scores.gather(1, tokens)
     else:
-        values, tokens = logits.topk(min(slots, logits.shape[1]), dim=1, sorted=False)  # (rows, candidates)
+        values, tokens = scores.topk(min(slots, scores.shape[1]), dim=1, sorted=False)  # (rows, candidates)
     sentences, width = beams.log_probability.shape
-    values = (values - total).clamp_(max=0) + beams.log_probability.view(-1, 1)
+    values = values + beams.log_probability.view(-1, 1)
     values, tokens = values.view(sentences, -1), tokens.view(sentences, -1)  # (sentences, width * candidates)
     best, index = values.topk(min(slots, values.shape[1]), dim=1)  # (sentences, slots)
     place = index // (values.shape[1] // width)
@@ -319,39 +319,39 @@ def _ranked(ended: list[_Ended], sentences: int, copies: int, config: SearchConf
 # What may come next
 
 
-def _forbid(logits: Tensor, beams: _Beams, config: SearchConfig) -> None:
-    """Set the logits (rows, vocab) of tokens that may not come next to -inf, in place.
+def _forbid(scores: Tensor, beams: _Beams, config: SearchConfig) -> None:
+    """Set the scores (rows, vocab) of tokens that may not come next to -inf, in place.
 
     Where the longest length is reached, or repetition forbids all else, only eos may come.
     """
-    eos = logits[:, EOS].clone()
-    logits[:, [PAD, BOS] if config.allow_unk else [PAD, BOS, UNK]] = -math.inf
+    eos = scores[:, EOS].clone()
+    scores[:, [PAD, BOS] if config.allow_unk else [PAD, BOS, UNK]] = -math.inf
     if beams.time < config.min_new_tokens:
-        logits[:, EOS] = -math.inf
+        scores[:, EOS] = -math.inf
     width = beams.log_probability.shape[1]
     must_end = (beams.maximum == beams.time).repeat_interleave(width)  # (rows,)
     if config.no_repeat_ngram_size:
-        forbid_repeated_ngrams(logits, beams.tokens[:, 1:], config.no_repeat_ngram_size)
-        must_end = must_end | (logits.amax(1) == -math.inf)
+        forbid_repeated_ngrams(scores, beams.tokens[:, 1:], config.no_repeat_ngram_size)
+        must_end = must_end | (scores.amax(1) == -math.inf)
     if must_end.any():
-        logits[must_end] = -math.inf
-        logits[must_end, EOS] = eos[must_end]
+        scores[must_end] = -math.inf
+        scores[must_end, EOS] = eos[must_end]
 
 
-def forbid_repeated_ngrams(logits: Tensor, tokens: Tensor, size: int) -> None:
+def forbid_repeated_ngrams(scores: Tensor, tokens: Tensor, size: int) -> None:
     """Set to -inf, in place, each token that would complete an n-gram of `tokens` (rows, time) a second time."""
     if tokens.shape[1] < size:
         return
     ngrams = tokens.unfold(1, size, 1)  # (rows, places, size)
     begun = tokens[:, tokens.shape[1] - size + 1 :]  # (rows, size - 1)
     rows, places = (ngrams[:, :, :-1] == begun[:, None]).all(2).nonzero(as_tuple=True)
-    logits[rows, ngrams[rows, places, -1]] = -math.inf
+    scores[rows, ngrams[rows, places, -1]] = -math.inf
 
 
-def penalise_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> None:
-    """Divide the positive and multiply the negative logits of `tokens` (rows, time), in place (Keskar et al. 2019)."""
+def penalise_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """Divide the positive and multiply the negative logits of `tokens` (rows, time) (Keskar et al. 2019)."""
     values = logits.gather(1, tokens)
-    logits.scatter_(1, tokens, torch.where(values > 0, values / penalty, values * penalty))
+    return logits.scatter(1, tokens, torch.where(values > 0, values / penalty, values * penalty))
 
 
 # Sampling
