@@ -20,6 +20,7 @@ from finetune.seq2seq import search as search_module
 from finetune.seq2seq.search import (
     Hypothesis,
     SearchConfig,
+    draw,
     forbid_repeated_ngrams,
     keep_likely,
     penalise_repetition,
@@ -382,6 +383,13 @@ def test_samples_come_as_often_as_they_are_probable(config: SearchConfig, kept: 
     for token, expected in zip(kept, probability, strict=True):
         sigma = math.sqrt(samples * expected * (1 - expected))
         assert abs(drawn.count(token) - samples * expected) < 4 * sigma
+
+
+def test_the_least_and_the_largest_number_draw_no_forbidden_token() -> None:
+    inf = math.inf
+    logits = torch.tensor([[-inf, -inf, 0.3, 0.1, 0.2, -inf, -inf]] * 2)
+    drawn = torch.tensor([0.0, 1 - 2.0**-32], dtype=torch.float64)
+    assert draw(logits, drawn, SearchConfig()).tolist() == [2, 4]
 
 
 def test_samples_are_a_function_of_seed_and_number() -> None:

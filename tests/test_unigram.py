@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from finetune.seq2seq import unigram
 from finetune.seq2seq.unigram import _Lattice, learn_pieces
 
 WORDS = {"▁abab": 3, "▁ba": 5, "▁abc": 2, "cab": 1, "a": 4, "▁aaaaaaa": 2}
@@ -64,5 +65,12 @@ def test_what_saves_most_wins_the_last_places() -> None:
     assert longer == [{"▁m"}, {"▁m", "▁a"}, set(words)]
 
 
-def test_the_order_of_the_words_has_no_say() -> None:
+@pytest.mark.parametrize("seeds", [1, 10])
+def test_the_order_of_the_words_has_no_say(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unigram, "SEEDS_PER_PIECE", seeds)
     assert learn_pieces(WORDS, 8) == learn_pieces(dict(reversed(WORDS.items())), 8)
+
+
+def test_the_scores_are_log_probabilities() -> None:
+    for size in (4, 8, 50):
+        assert sum(math.exp(score) for _, score in learn_pieces(WORDS, size)) == pytest.approx(1)

@@ -94,6 +94,9 @@ def test_words_are_put_together_again_around_their_signs() -> None:
     wild = vocabularies.target.convert_tokens_to_ids(["￭.", "Herd", "￭-￭", "￭.", "(￭"])
     assert UNK not in wild
     assert vocabularies.decode_targets([wild]) == [". Herd-. ("]
+    chinese = learn(["两个man吃。"], ["人"], settings("word")).source
+    pieces = chinese.convert_ids_to_tokens(chinese("两个man吃。")["input_ids"])
+    assert pieces == ["两", "￭个￭", "man", "￭吃", "￭。", "</s>"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,7 +194,7 @@ def other_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_process_learns_the_same_files(kind: Kind, other_process: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = other_process
+    folder, _ = other_process  # with threads, this one without
     texts = (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
     learn(texts, texts, VocabularyConfig(kind=kind, vocab_size=200)).save(tmp_path)
     assert files(tmp_path) == files(folder / kind)
@@ -212,6 +215,13 @@ def test_a_size_below_the_alphabet_is_refused_with_the_smallest_possible(kind: K
     vocabularies = learn(TEXTS, TEXTS, settings(kind, vocab_size=smallest))
     assert len(vocabularies.source) == smallest
     assert vocabularies.decode_targets(vocabularies.encode_targets(TEXTS)) == [tidy(text, kind) for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_mark_of_a_word_counts_in_the_alphabet(kind: Kind) -> None:
+    with pytest.raises(UserError, match="give at least 7"):
+        learn(["ab", "ba"], ["a"], settings(kind, vocab_size=6))
+    assert len(learn(["ab", "ba"], ["a"], settings(kind, vocab_size=7)).source) == 7
 
 
 def test_a_side_without_text_is_refused() -> None:

@@ -186,7 +186,7 @@ def search_all(
     config: SearchConfig,
     *,
     seed: int,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int = 4096,
     device: torch.device | str = "cpu",
 ) -> list[list[Hypothesis]]:
     """Decode any number of sources (token numbers that end with eos), in batches of similar lengths, in their order.

@@ -122,7 +122,8 @@ def learn_pieces(words: Mapping[str, int], size: int) -> list[tuple[str, float]]
             expected = lattice.expected(scores, counts)
             kept = np.array([len(piece) == 1 for piece in pieces]) | (expected >= LEAST_COUNT)
             pieces, expected, lattice = _only(kept, pieces, expected, lattice)
-            scores = np.log(np.maximum(expected, LEAST_COUNT) / expected.sum())
+            weights = np.maximum(expected, LEAST_COUNT)  # a character stays, even where pieces take all its places
+            scores = np.log(weights / weights.sum())
         if len(pieces) <= size:
             return sorted(zip(pieces, scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
         kept = _worth_keeping(pieces, scores, expected, max(size, int(KEPT_IN_A_ROUND * len(pieces))))

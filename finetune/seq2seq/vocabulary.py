@@ -10,10 +10,8 @@ unknown. Pieces never mix letters with signs, so that no text can hold a special
 """
 
 import dataclasses
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -207,8 +205,7 @@ def _learn(tokenizer: Tokenizer, texts: Sequence[str], config: VocabularyConfig)
     make = trainers.BpeTrainer if config.kind == "bpe" else trainers.WordLevelTrainer
     least = 1 if config.kind == "character" else config.min_frequency
     trainer = make(vocab_size=config.vocab_size, min_frequency=least, special_tokens=specials, show_progress=False)
-    with _one_thread():
-        tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
 
 
 def _refuse_small(characters: set[str], config: VocabularyConfig, whose: str) -> None:
@@ -244,18 +241,3 @@ def _load(folder: Path) -> PreTrainedTokenizerFast:
     if tokenizer.convert_tokens_to_ids(list(SPECIALS.values())) != [PAD, UNK, BOS, EOS]:
         raise UserError(Exit.BAD_DATA, f"{folder}: the tokenizer is not of a seq2seq run: its special tokens differ")
     return tokenizer
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep the Rust side from threads in training, or a later fork would be warned of on stderr."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
