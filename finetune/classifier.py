@@ -17,7 +17,6 @@ from finetune.data.columns import LabelMap
 from finetune.data.encode import Encoded
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.first_token import read_only_first_token
-from finetune.hardware import AUTOCAST
 from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
 from finetune.run import read_json
 from finetune.trainer import TrainConfig
@@ -121,11 +120,6 @@ def check_length(classifier: Classifier, max_length: int) -> None:
         )
 
 
-def remember_reading(classifier: Classifier, max_length: int, on_long: str) -> None:
-    """Note in the config how texts are read, so that the model's folder alone is enough to score as the run does."""
-    pretrained.remember_settings(classifier.model, {"max_length": max_length, "data.on_long": on_long})
-
-
 def greater_is_better(metric: str) -> bool:
     """Say whether more of a validation score is better; raises UserError (2) for a score that there is not."""
     if metric not in DEFINITIONS:
@@ -212,9 +206,8 @@ def predict(classifier: Classifier, encoded: Encoded, config: TrainConfig) -> Sc
     started = time.perf_counter()
     was_training = model.training
     model.eval()
-    kind = AUTOCAST[config.mixed_precision]
-    # One autocast block around all batches: inside it each weight is cast to bf16 once, not once a batch.
-    with torch.inference_mode(), torch.autocast(device.type, kind, enabled=kind != torch.float32):
+    # One block around all batches, so that each weight is cast to bf16 once, not once a batch.
+    with torch.inference_mode(), hardware.autocast(device, config.mixed_precision):
         for chosen in evaluation_batches(encoded.lengths, batch_size, batch_size * TOKENS_OF_A_TEXT):
             batch = examples.collate(chosen)
             logits = model(**{name: tensor.to(device) for name, tensor in batch.tensors.items()}).logits.float()

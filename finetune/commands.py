@@ -18,10 +18,10 @@ from finetune.data.check import check as examine
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, read_splits
 from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError, did_you_mean
-from finetune.evaluation import Predictions, compare_all, from_rows, score
-from finetune.report import results as reporting
-from finetune.report import text_results
+from finetune.evaluation import Predictions, compare_all, score
 from finetune.report.card import model_card
+from finetune.report.results import combine
+from finetune.report.text_results import judging_of, task_of
 from finetune.run import Run, environment, read_json
 from recipes import PRESETS, RECIPES
 
@@ -120,13 +120,13 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     if len(read) < len(runs):
         raise UserError(Exit.USAGE, "a run is given twice; give two different runs")
     pairs = [(a, b) for place, a in enumerate(runs) for b in runs[place + 1 :]]
-    for a, b in pairs:
-        _check_same_texts(a, read[a], b, read[b])
     together = {f"{a}\n{b}": (read[a].seeds, read[b].seeds) for a, b in pairs}
     task = read[runs[0]].task
     if any(stored.task != task for stored in read.values()):
         kinds = ", ".join(f"{name}: {stored.kind}" for name, stored in read.items())
         raise UserError(Exit.BAD_DATA, f"the runs are of different tasks ({kinds}); compare runs of one task")
+    for a, b in pairs:
+        _check_same_texts(a, read[a], b, read[b])
     found = compare_all(together) if task is None else text_evaluation.compare_all(together, task)
     return [
         {
@@ -260,8 +260,7 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
             finally:
                 run.updated |= part.updated  # what the seed left on disk must outlive a stop
             parts[seed] = part
-    writes = isinstance(config.data, SequenceDataConfig)
-    results = text_results.combine(run, parts) if writes else reporting.combine(run, parts)
+    results = combine(run, parts, judging_of(parts[config.seeds[0]].results()))
     place = read_json(parts[config.seeds[0]].folder / "environment.json")
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
     run.write_card(model_card(results, to_tree(config), place))
@@ -316,21 +315,11 @@ class _Stored:
 def _stored_predictions(name: str) -> _Stored:
     folder = Run.open(name).folder
     parts = [Run.open(path) for path in sorted(folder.glob("seed-*"))] or [Run.open(folder)]
-    found: list[Any] = []
-    texts: list[str] = []
-    task = None
-    for part in parts:
-        results = part.results()
-        diagnostics = results["diagnostics"]
-        rows = part.read_predictions(diagnostics["judged_on"])
-        if results["task"] in text_evaluation.TASKS:
-            task = text_evaluation.task_named(results["task"], diagnostics["language"])
-            found.append(text_evaluation.from_rows(rows))
-            texts = [row["source"] for row in rows]
-        else:
-            found.append(from_rows(rows, diagnostics["labels"]))
-            texts = [row["text"] for row in rows]
-    return _Stored(found, texts, task)
+    results = [part.results() for part in parts]
+    rows = [part.read_predictions(of["diagnostics"]["judged_on"]) for part, of in zip(parts, results, strict=True)]
+    found = [judging_of(of).read(part) for part, of in zip(rows, results, strict=True)]
+    task = task_of(results[0])
+    return _Stored(found, [row["text" if task is None else "source"] for row in rows[0]], task)
 
 
 def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:

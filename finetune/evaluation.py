@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,12 @@ def compare(
     Raises UserError (exit 65) naming the first id that one side lacks.
     """
     of_a, of_b = _paired(_as_list(a), _as_list(b))
+    return _compare(of_a, of_b, _p_value(of_a, of_b), comparisons, metric)
+
+
+def _compare(
+    of_a: list[Predictions], of_b: list[Predictions], p_value: float, comparisons: int, metric: str
+) -> dict[str, Any]:
     alpha = significance.ALPHA / comparisons
     if metric in metrics.COUNT_METRICS:
         index, samples = metrics.COUNT_METRICS.index(metric), _count_samples([of_a, of_b])
@@ -108,17 +115,9 @@ def compare(
     if metric in metrics.LOWER_IS_BETTER:
         samples.reverse()
     interval = significance.paired_bootstrap(_only(samples[0], index), _only(samples[1], index), alpha=alpha)[0]
-    p_value = _p_value(of_a, of_b)
     if metric == "accuracy" and len(of_a) == len(of_b) == 1 and p_value > alpha:
         interval = interval.around(0.0, 0.0)
-    return {
-        "metric": metric,
-        "difference": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "p_value": p_value,
-        "verdict": significance.verdict(interval.low, interval.high),
-    }
+    return significance.comparison(metric, interval, p_value)
 
 
 def compare_all(
@@ -130,12 +129,8 @@ def compare_all(
 
     Returns {name: what `compare` returns}; the chance of any wrong verdict among all of them stays at 5 %.
     """
-    p_values = [_p_value(*_paired(_as_list(a), _as_list(b))) for a, b in pairs.values()]
-    levels = significance.holm(p_values)
-    return {
-        name: compare(a, b, metric=metric, comparisons=round(significance.ALPHA / level))
-        for (name, (a, b)), level in zip(pairs.items(), levels, strict=True)
-    }
+    paired = {name: _paired(_as_list(a), _as_list(b)) for name, (a, b) in pairs.items()}
+    return significance.compare_together(paired, _p_value, partial(_compare, metric=metric))
 
 
 def diagnose(predictions: Predictions, texts: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from finetune.errors import Exit, UserError
 
 Precision = Literal["no", "bf16", "fp16"]
-AUTOCAST = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,12 @@ def choose_precision(requested: str, use_cpu: bool) -> PrecisionChoice:
     if requested == "bf16" and not cpu_has_bf16():
         warning = "this CPU has no bf16 instructions: bf16 was measured 6 times slower than fp32 on such a CPU"
     return PrecisionChoice(_named(requested), "as asked", warning)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the block in which a model computes in a resolved `mixed_precision`; within it a weight is cast once."""
+    kind = KINDS[precision]
+    return torch.autocast(device.type, kind, enabled=kind != torch.float32)
 
 
 def device_type(use_cpu: bool) -> str:

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import os
 import pickle
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.checkpoint import sha256
+from finetune.deadline import answer_within
 from finetune.errors import Exit, UserError
 from finetune.run import read_json
 
@@ -192,7 +192,10 @@ def _on_hub(model: str) -> Source:
         return Source(model, model, True, f"revision:{Path(cached).parent.name}")
     try:
         # from_pretrained retries for 23 s without a network; one short question first.
-        found = _within(PROBE_SECONDS + 1, huggingface_hub.hf_hub_url(model, "config.json"))
+        url = huggingface_hub.hf_hub_url(model, "config.json")
+        found = answer_within(
+            PROBE_SECONDS + 1, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS)
+        )
     except EntryNotFoundError:
         raise UserError(Exit.NO_INPUT, f"model={model}: the Hub's repository has no config.json") from None
     except (RepositoryNotFoundError, GatedRepoError) as error:
@@ -209,26 +212,6 @@ def _on_hub(model: str) -> Source:
             return Source(model, model, True, f"revision:{Path(cached).parent.name}")
         raise _unreachable(model) from None
     return Source(model, model, False, f"revision:{found.commit_hash}")
-
-
-def _within(seconds: float, url: str) -> Any:
-    """Ask the Hub for a file's metadata in a thread: looking up a name can block for much longer than any timeout."""
-    answers: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answers.append(huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS))
-        except Exception as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not answers:
-        raise TimeoutError(url)
-    if isinstance(answers[0], Exception):
-        raise answers[0]
-    return answers[0]
 
 
 def _unreachable(model: str) -> UserError:

@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -20,6 +21,8 @@ DRAWS = 40_000_000  # cells x replicates; above it the replicates are fewer, see
 CHUNK = 4_000_000  # cells x replicates in memory at a time: 32 MB
 
 Score = Callable[[np.ndarray], np.ndarray]
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,34 @@ def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[float]:
         if p_values[index] > levels[index]:
             stopped = levels[index]
     return levels
+
+
+def comparison(metric: str, interval: Interval, p_value: float) -> dict[str, Any]:
+    """Return a comparison as results.json has it: difference, interval, p-value and what they show."""
+    return {
+        "metric": metric,
+        "difference": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "p_value": p_value,
+        "verdict": verdict(interval.low, interval.high),
+    }
+
+
+def compare_together(
+    pairs: Mapping[str, tuple[S, S]], test: Callable[[S, S], float], compare: Callable[[S, S, float, int], T]
+) -> dict[str, T]:
+    """Make several comparisons whose intervals are widened by Holm's procedure.
+
+    `test` gives a pair's p-value, once; `compare` takes the pair, its p-value and the number of comparisons among which
+    its interval must hold.
+    """
+    p_values = [test(a, b) for a, b in pairs.values()]
+    levels = holm(p_values)
+    return {
+        name: compare(a, b, p_value, round(ALPHA / level))
+        for (name, (a, b)), p_value, level in zip(pairs.items(), p_values, levels, strict=True)
+    }
 
 
 def verdict(low: float, high: float) -> str:

@@ -140,11 +140,6 @@ class Answered:
     seconds: float
 
 
-def fit(task: str, train: Split) -> list[TextBaseline]:
-    """Return the baselines of a task, a name in text_evaluation.TASKS, ready to predict."""
-    return [build() for build in _builders(task, train)]
-
-
 def answer(task: str, splits: Mapping[str, Split]) -> list[Answered]:
     """Make the baselines of a task from the split `train` and let them answer the others."""
     found = []

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,22 +151,21 @@ def compare(a: Systems, b: Systems, task: Task, *, metric: str | None = None, co
     side lacks.
     """
     of_a, of_b = _paired(_as_list(a), _as_list(b))
-    name, alpha = metric or task.decides, significance.ALPHA / comparisons
+    name = metric or task.decides
+    return _compare(of_a, of_b, _p_value(of_a, of_b, name, task), comparisons, name, task)
+
+
+def _compare(
+    of_a: list[TextPredictions], of_b: list[TextPredictions], p_value: float, comparisons: int, name: str, task: Task
+) -> dict[str, Any]:
+    alpha = significance.ALPHA / comparisons
     samples = [_sample(group, [name], task) for group in (of_a, of_b)]
     if name in text_metrics.LOWER_IS_BETTER:
         samples.reverse()
     interval = significance.paired_bootstrap(samples[0], samples[1], alpha=alpha)[0]
-    p_value = _p_value(of_a, of_b, name, task)
     if len(of_a) == len(of_b) == 1 and p_value > alpha:
         interval = interval.around(0.0, 0.0)
-    return {
-        "metric": name,
-        "difference": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "p_value": p_value,
-        "verdict": significance.verdict(interval.low, interval.high),
-    }
+    return significance.comparison(name, interval, p_value)
 
 
 def compare_all(
@@ -176,12 +176,10 @@ def compare_all(
     Returns {name: what `compare` returns}; the chance of any wrong verdict among all of them stays at 5 %.
     """
     name = metric or task.decides
-    p_values = [_p_value(*_paired(_as_list(a), _as_list(b)), name, task) for a, b in pairs.values()]
-    levels = significance.holm(p_values)
-    return {
-        key: compare(a, b, task, metric=name, comparisons=round(significance.ALPHA / level))
-        for (key, (a, b)), level in zip(pairs.items(), levels, strict=True)
-    }
+    paired = {key: _paired(_as_list(a), _as_list(b)) for key, (a, b) in pairs.items()}
+    return significance.compare_together(
+        paired, partial(_p_value, metric=name, task=task), partial(_compare, name=name, task=task)
+    )
 
 
 def diagnose(predictions: TextPredictions, task: Task) -> dict[str, Any]:

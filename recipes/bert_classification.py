@@ -14,6 +14,7 @@ from finetune import classifier, evaluation, hardware, optim, trainer
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.data.encode import encode
+from finetune.pretrained import remember_settings
 from finetune.report import opening
 from finetune.report.card import model_card
 from finetune.report.results import Conclusion, System, conclude, judge, predicted_rows, run_baselines
@@ -51,7 +52,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     found = opening.say_data(run, config.data, splits, labels)
     parts = classifier.load(config.model, labels, config.seed)
     classifier.check_length(parts, config.max_length)
-    classifier.remember_reading(parts, config.max_length, config.data.on_long)
+    remember_settings(parts.model, {"max_length": config.max_length, "data.on_long": config.data.on_long})
     encoded = {n: encode(s, parts.tokenizer, config.max_length, config.data.on_long) for n, s in splits.items()}
     found |= opening.say_lengths(run, encoded, config.max_length, config.data.on_long)
 

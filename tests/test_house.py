@@ -15,7 +15,7 @@ from recipes import RECIPES
 ROOT = Path(__file__).resolve().parent.parent
 # A file imports only from floors below its own; files of one package, and of the ground floor, also from each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("finetune", "finetune.errors", "finetune.config", "finetune.terminal", "finetune.run"),
+    ("finetune", "finetune.errors", "finetune.deadline", "finetune.config", "finetune.terminal", "finetune.run"),
     ("finetune.text_metrics",),
     ("finetune.metrics", "finetune.significance", "finetune.optim", "finetune.hardware"),
     ("finetune.data.*", "finetune.checkpoint"),
@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 GROUND = {
     "finetune": set(),
     "finetune.errors": set(),
+    "finetune.deadline": set(),
     "finetune.terminal": set(),
     "finetune.config": {"finetune.errors"},
     "finetune.run": {"finetune", "finetune.config", "finetune.terminal", "finetune.errors"},

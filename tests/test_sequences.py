@@ -223,6 +223,12 @@ def test_the_turns_of_a_dialogue_stay_together_when_validation_is_held_out(tmp_p
     assert not lines["train"] & lines["validation"]
 
 
+def test_rows_that_were_skipped_are_counted_in_train_alone(tmp_path: Path) -> None:
+    rows = [{"source": f"s{n}", "target": "" if n < 3 else "t"} for n in range(40)]
+    splits = read_splits(SequenceDataConfig(train=write(tmp_path, "t.jsonl", rows), on_empty="skip"), seed=1)
+    assert {name: split.skipped for name, split in splits.items()} == {"train": 3, "validation": 0}
+
+
 def test_a_train_file_of_one_source_is_too_small_to_hold_out_from(tmp_path: Path) -> None:
     config = SequenceDataConfig(train=write(tmp_path, "t.jsonl", [{"source": "a", "target": "b"}] * 5))
     assert "give data.validation=FILE" in refusal(Exit.BAD_DATA, read_splits, config, seed=1)

@@ -127,6 +127,6 @@ def test_each_baseline_answers_every_split_but_train(config: SequenceDataConfig)
 
 
 def test_lead_is_for_summaries_only(config: SequenceDataConfig) -> None:
-    names = [one.name for one in text_baselines.fit("translation", read_splits(config, seed=1)["train"])]
+    names = [one.name for one in text_baselines.answer("translation", read_splits(config, seed=1))]
     assert len(names) == 3
     assert not any("lead" in name for name in names)

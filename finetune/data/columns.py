@@ -283,7 +283,7 @@ def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> di
         config, wanted, lambda name, sources: gather(name, sources, wanted, config.on_empty), need_train=need_train
     )
     if "train" in splits and "validation" not in splits:
-        splits |= _hold_out(splits["train"], config, seed if config.validation_seed is None else config.validation_seed)
+        splits |= _hold_out(splits["train"], config, seed_of_validation(config, seed))
     return in_order(splits)
 
 
@@ -482,10 +482,20 @@ def _hold_out(train: Split, config: DataConfig, seed: int) -> dict[str, Split]:
     if not chosen.any():
         message = f"{train.files[0]} has too few rows of each label to hold some out; give data.validation=FILE"
         raise UserError(Exit.BAD_DATA, message)
+    return part_off(train, chosen, config, f"stratified, seed {seed}")
+
+
+def part_off(train: Split, chosen: np.ndarray, config: DataRules, how: str) -> dict[str, Split]:
+    """Make validation of the rows of train that are `chosen` (a mask), and say how; what was skipped stays train's."""
     share = f"{config.validation_share:.1%}".replace(".0%", "%").replace("%", " %")
-    told = f"{share} of train, stratified, seed {seed}"
-    held = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation", held_out=told, skipped=0)
+    held = train.select(np.flatnonzero(chosen))
+    held = dataclasses.replace(held, name="validation", held_out=f"{share} of train, {how}", skipped=0)
     return {"train": train.select(np.flatnonzero(~chosen)), "validation": held}
+
+
+def seed_of_validation(config: DataRules, seed: int) -> int:
+    """Return the seed of the rows held out, of a run with this seed."""
+    return seed if config.validation_seed is None else config.validation_seed
 
 
 def _stratified(groups: list[str], share: float, seed: int) -> np.ndarray:

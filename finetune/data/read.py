@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import threading
 import urllib.error
 import urllib.request
 import zlib
@@ -22,6 +21,7 @@ import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune.deadline import answer_within
 from finetune.errors import Exit, UserError, did_you_mean, nearest
 
 KNOWN = ".csv, .tsv, .jsonl, .json (each also .gz) and .parquet"
@@ -516,22 +516,20 @@ def _unreachable() -> str | None:
         if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
             return f"{variable}={os.environ[variable]}"
     endpoint = os.environ.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT
-    answers: list[str | None] = []
 
-    def ask() -> None:
+    def ask() -> str | None:
         try:
             with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):
-                answers.append(None)
+                return None
         except urllib.error.HTTPError:  # it answered
-            answers.append(None)
+            return None
         except (OSError, ValueError) as error:
-            answers.append(f"{endpoint}: {getattr(error, 'reason', error)}")
+            return f"{endpoint}: {getattr(error, 'reason', error)}"
 
-    # In a thread of its own, because looking up a name can block for much longer than any timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return answers[0] if answers else f"{endpoint}: no answer within {PROBE_SECONDS:g} seconds"
+    try:
+        return answer_within(PROBE_SECONDS, ask)
+    except TimeoutError as error:
+        return f"{endpoint}: {error}"
 
 
 def check_encoding(encoding: str) -> str:

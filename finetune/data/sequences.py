@@ -11,7 +11,17 @@ from scipy.sparse.csgraph import connected_components
 
 from finetune.config import configclass, field
 from finetune.data.check import fold
-from finetune.data.columns import DataFiles, DataRules, Split, gather, gather_splits, in_order, open_files
+from finetune.data.columns import (
+    DataFiles,
+    DataRules,
+    Split,
+    gather,
+    gather_splits,
+    in_order,
+    open_files,
+    part_off,
+    seed_of_validation,
+)
 from finetune.data.read import Row, Source, Value, Wanted, shown
 from finetune.errors import Exit, UserError
 
@@ -66,7 +76,7 @@ def read_splits(config: SequenceDataConfig, *, seed: int, need_train: bool = Tru
     )
     _check_references(splits, config)
     if "train" in splits and "validation" not in splits:
-        splits |= _hold_out(splits["train"], config, seed if config.validation_seed is None else config.validation_seed)
+        splits |= _hold_out(splits["train"], config, seed_of_validation(config, seed))
     return in_order(splits)
 
 
@@ -183,11 +193,8 @@ def _hold_out(train: Split, config: SequenceDataConfig, seed: int) -> dict[str, 
     if not chosen.any() or chosen.all():
         message = f"{train.files[0]} has too few different sources to hold some out; give data.validation=FILE"
         raise UserError(Exit.BAD_DATA, message)
-    share = f"{config.validation_share:.1%}".replace(".0%", "%").replace("%", " %")
     together = "dialogues whole" if config.turns_column is not None else "repeated sources together"
-    told = f"{share} of train, at random, {together}, seed {seed}"
-    held = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation", held_out=told)
-    return {"train": train.select(np.flatnonzero(~chosen)), "validation": held}
+    return part_off(train, chosen, config, f"at random, {together}, seed {seed}")
 
 
 def _groups(train: Split) -> np.ndarray:

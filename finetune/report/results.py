@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from finetune.metrics import DEFINITIONS
 from finetune.run import Run
 
 JUDGED_BY = "accuracy"
-SAME_FOR_ALL = ("recipe", "task", "model", "definitions")  # parts of a result that seeds share
+SAME_FOR_ALL = ("recipe", "task", "model", "definitions", "baseline", "baselines")  # parts of a result that seeds share
 KEPT_OF_FIRST = (
     "system", "labels", "language", "judged_on", "rows", "skipped_rows", "resolution", "parameters", "signatures",
 )  # fmt: skip
@@ -44,6 +45,19 @@ class Conclusion:
     seconds: Mapping[str, float]
     throughput: Mapping[str, float]
     diagnostics: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """How the predictions of one kind of run are read back, scored and compared, and the score that chooses a seed.
+
+    `score` and the first side of `compare` take the predictions of several seeds; of `chooses` more is better.
+    """
+
+    read: Callable[[list[dict[str, Any]]], Any]
+    score: Callable[[Any], dict[str, dict[str, float]]]
+    compare: Callable[[Any, Any], dict[str, Any]]
+    chooses: str
 
 
 def judge(split: Split, targets: np.ndarray, probabilities: np.ndarray, labels: LabelMap) -> Predictions:
@@ -115,22 +129,35 @@ def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
     return results
 
 
-def combine(run: Run, seeds: Mapping[int, Run]) -> dict[str, Any]:
+def of_labels(labels: Sequence[str]) -> Judging:
+    """Return how the predictions of a classification run with these labels are judged."""
+    return Judging(
+        read=partial(evaluation.from_rows, labels=labels),
+        score=evaluation.score,
+        compare=partial(evaluation.compare, metric=JUDGED_BY),
+        chooses="macro_f1",
+    )
+
+
+def combine(run: Run, seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
     """Join the runs of several seeds into one result: means, intervals over rows, spread over seeds."""
     each = {seed: part.results() for seed, part in seeds.items()}
     first = next(iter(each.values()))
-    judged, labels = first["diagnostics"]["judged_on"], first["diagnostics"]["labels"]
-    read = {
-        name: [evaluation.from_rows(part.read_predictions(name), labels) for part in seeds.values()]
-        for name in first["scores"]
-    }
-    found: dict[str, Any] = {"scores": {name: evaluation.score(parts) for name, parts in read.items()}}
+    of_first, judged = first["diagnostics"], first["diagnostics"]["judged_on"]
+    read = {name: [judging.read(part.read_predictions(name)) for part in seeds.values()] for name in first["scores"]}
+    results = {key: first[key] for key in SAME_FOR_ALL if key in first}
+    results["scores"] = {name: judging.score(parts) for name, parts in read.items()}
     if "baseline" in first:
         rows = next(iter(seeds.values())).read_predictions(f"baseline.{judged}")
-        baseline = evaluation.from_rows(rows, labels)
-        found["comparison"] = evaluation.compare(read[judged], baseline, metric=JUDGED_BY)
-    chosen = max(each, key=lambda seed: each[seed]["scores"].get("validation", {}).get("macro_f1", {}).get("value", 0))
-    results = joined(each, found, chosen)
+        results["comparison"] = judging.compare(read[judged], judging.read(rows))
+    chosen = max(each, key=lambda seed: float(each[seed]["scores"]["validation"][judging.chooses]["value"]))
+    results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}
+    results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
+    results["diagnostics"]["errors"] = each[chosen]["diagnostics"]["errors"]
+    results["seeds"] = {str(n): {"scores": part["scores"], "seconds": part["seconds"]} for n, part in each.items()}
+    results["seconds"] = {key: sum(part["seconds"][key] for part in each.values()) for key in first["seconds"]}
+    rates = first["throughput"]
+    results["throughput"] = {key: float(np.mean([part["throughput"][key] for part in each.values()])) for key in rates}
     run.write_results(results)
     return results
 
@@ -156,21 +183,6 @@ def beside(systems: Sequence[System], strongest: System, score: Callable[[Any], 
         for system in systems
     ]
     return {"baseline": next(one for one in described if one["name"] == strongest.name), "baselines": described}
-
-
-def joined(each: Mapping[int, Mapping[str, Any]], found: Mapping[str, Any], chosen: int) -> dict[str, Any]:
-    """Return the result of several seeds: what was `found` of them together, and of each what is its own."""
-    first = next(iter(each.values()))
-    results = {key: first[key] for key in (*SAME_FOR_ALL, "baseline", "baselines") if key in first} | dict(found)
-    of_first = first["diagnostics"]
-    results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}
-    results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
-    results["diagnostics"]["errors"] = each[chosen]["diagnostics"]["errors"]
-    results["seeds"] = {str(n): {"scores": part["scores"], "seconds": part["seconds"]} for n, part in each.items()}
-    results["seconds"] = {key: sum(part["seconds"][key] for part in each.values()) for key in first["seconds"]}
-    rates = first["throughput"]
-    results["throughput"] = {key: float(np.mean([part["throughput"][key] for part in each.values()])) for key in rates}
-    return results
 
 
 def judged_split(predictions: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune import text_baselines, text_evaluation, text_metrics
 from finetune.data.columns import Split
-from finetune.report.results import Conclusion, System, beside, joined, judged_split, told
+from finetune.report.results import Conclusion, Judging, System, beside, judged_split, of_labels, told
 from finetune.run import Run
 from finetune.text_evaluation import Task, TextPredictions
 
@@ -55,22 +55,24 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
     return results
 
 
-def combine(run: Run, seeds: Mapping[int, Run]) -> dict[str, Any]:
-    """Join the runs of several seeds into one result: means, intervals over rows, spread over seeds."""
-    each = {seed: part.results() for seed, part in seeds.items()}
-    first = next(iter(each.values()))
-    task = text_evaluation.task_named(first["task"], first["diagnostics"]["language"])
-    judged = first["diagnostics"]["judged_on"]
-    read = {
-        name: [text_evaluation.from_rows(part.read_predictions(name)) for part in seeds.values()]
-        for name in first["scores"]
-    }
-    found: dict[str, Any] = {"scores": {name: text_evaluation.score(parts, task) for name, parts in read.items()}}
-    if "baseline" in first:
-        rows = next(iter(seeds.values())).read_predictions(f"baseline.{judged}")
-        found["comparison"] = text_evaluation.compare(read[judged], text_evaluation.from_rows(rows), task)
-    sign = -1 if task.decides in text_metrics.LOWER_IS_BETTER else 1
-    chosen = max(each, key=lambda seed: sign * float(each[seed]["scores"]["validation"][task.decides]["value"]))
-    results = joined(each, found, chosen)
-    run.write_results(results)
-    return results
+def of_texts(task: Task) -> Judging:
+    """Return how the predictions of a run that writes texts are judged."""
+    return Judging(
+        read=text_evaluation.from_rows,
+        score=partial(text_evaluation.score, task=task),
+        compare=partial(text_evaluation.compare, task=task),
+        chooses=task.decides,
+    )
+
+
+def task_of(results: Mapping[str, Any]) -> Task | None:
+    """Return the task of a run that writes texts, from its results; None of one that labels them."""
+    if results["task"] not in text_evaluation.TASKS:
+        return None
+    return text_evaluation.task_named(results["task"], results["diagnostics"]["language"])
+
+
+def judging_of(results: Mapping[str, Any]) -> Judging:
+    """Return how the predictions of a run are judged, from its results."""
+    task = task_of(results)
+    return of_labels(results["diagnostics"]["labels"]) if task is None else of_texts(task)

@@ -17,7 +17,6 @@ from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
-from finetune.hardware import AUTOCAST
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel, sequence_loss
 from finetune.seq2seq.search import MAX_MORE, MAX_PER_SOURCE_TOKEN, SearchConfig, search_all
 from finetune.seq2seq.vocabulary import EOS, PAD, Vocabularies
@@ -75,12 +74,6 @@ class EncodedPairs:
     targets: list[np.ndarray] | None
     row: np.ndarray  # (pairs,)
     long: int  # rows of the split above the longest source or target
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Return the tokens of source and target of each pair, (pairs, 2)."""
-        sides = [self.sources, self.targets if self.targets is not None else self.sources]
-        return np.array([[len(row) for row in side] for side in sides], dtype=np.int64).T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +201,7 @@ def encode(
         size = f"{len(sources[row])} source tokens" + (f" and {len(targets[row])} of target" if targets else "")
         limits = f"max_source_length={longest.source}, max_target_length={longest.target}"
         what = f"{split.where(row)} has {size}, more than {limits}"
-        raise UserError(Exit.BAD_DATA, f"{what}\\ngive data.on_long=truncate or skip, or longer limits")
+        raise UserError(Exit.BAD_DATA, f"{what}\ngive data.on_long=truncate or skip, or longer limits")
     kept = np.flatnonzero(~long) if on_long == "skip" else np.arange(len(sources))
     if not len(kept):
         raise UserError(Exit.BAD_DATA, f"{split.name}: every pair is longer than the longest; raise max_source_length")
@@ -235,6 +228,7 @@ def collate(encoded: EncodedPairs, where: Callable[[int], str] = str) -> Example
     """Return the pairs of a split for the trainer; an item is a token of the target after bos."""
     assert encoded.targets is not None
     targets = encoded.targets
+    lengths = np.array([[len(row) for row in side] for side in (encoded.sources, targets)], dtype=np.int64).T
 
     def make(chosen: np.ndarray) -> Batch:
         source = pad([encoded.sources[index] for index in chosen], PAD)  # (batch, source)
@@ -242,7 +236,7 @@ def collate(encoded: EncodedPairs, where: Callable[[int], str] = str) -> Example
         items = sum(len(targets[index]) - 1 for index in chosen)
         return Batch({"source": source, "source_mask": source != PAD, "target": target}, items, chosen)
 
-    return Examples(encoded.lengths, make, lambda example: where(int(encoded.row[example])))
+    return Examples(lengths, make, lambda example: where(int(encoded.row[example])))
 
 
 def make_loss(smoothing: float, sampling: float) -> Callable[[nn.Module, Batch], Tensor]:
@@ -263,8 +257,8 @@ def mean_loss(parts: EncoderDecoder, encoded: EncodedPairs, config: TrainConfig)
     loss, total, items = make_loss(0.0, 0.0), 0.0, 0
     size = config.per_device_eval_batch_size
     parts.model.eval()
-    with _arithmetic(parts.model, config):
-        for chosen in evaluation_batches(encoded.lengths, size, size * 2 * TOKENS_OF_A_SIDE):
+    with hardware.autocast(next(parts.model.parameters()).device, config.mixed_precision):
+        for chosen in evaluation_batches(examples.lengths, size, size * 2 * TOKENS_OF_A_SIDE):
             batch = examples.collate(chosen)
             total += float(loss(parts.model, batch))
             items += batch.items
@@ -278,7 +272,7 @@ def write(
     started = time.perf_counter()
     parts.model.eval()
     device = next(parts.model.parameters()).device
-    with _arithmetic(parts.model, config):
+    with hardware.autocast(device, config.mixed_precision):
         found = search_all(parts.model, sources, search, seed=seed, device=device)
     best = [hypothesis.tokens for several in found for hypothesis in several]
     texts = iter(parts.vocabularies.decode_targets(best))
@@ -294,11 +288,6 @@ def predicted_rows(split: Split, written: Written) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"id": identity, "source": source, "predicted": texts[0], "score": round(score, 6)}
         rows.append(row | ({"hypotheses": texts} if len(texts) > 1 else {}))
     return rows
-
-
-def _arithmetic(model: nn.Module, config: TrainConfig) -> torch.autocast:
-    kind = AUTOCAST[config.mixed_precision]
-    return torch.autocast(next(model.parameters()).device.type, kind, enabled=kind != torch.float32)
 
 
 def _cut(row: Sequence[int], longest: int) -> np.ndarray:
