@@ -12,7 +12,7 @@ from transformers import initialization as init
 from finetune.errors import Exit, UserError
 from finetune.seq2seq.attention import MultiHead
 
-BLOCK = 32  # positions by which the cache of a decoder grows
+BLOCK = 8  # positions by which the cache of a decoder grows: a search copies whole blocks at every step
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
 
 
