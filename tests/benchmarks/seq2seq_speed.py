@@ -166,7 +166,7 @@ def peer_names(count: int, side: str) -> dict[str, str]:
                   "cross_attention": "src_trg_att"}}[side]  # fmt: skip
     norms = {"encoder": {"around_attention": "layer_norm"}, "decoder": {"around_attention": "x_layer_norm",
              "around_cross": "dec_layer_norm"}}[side]  # fmt: skip
-    names = {}
+    names: dict[str, str] = {}
     for index in range(count):
         ours, theirs = f"network.{side}_layers.{index}", f"{side}.layers.{index}"
         names |= {f"{ours}.{a}.": f"{theirs}.{b}." for a, b in attentions.items()}
@@ -242,6 +242,7 @@ def ratios(what: str, ours: list[float], theirs: list[float]) -> str:
 
 def decode(given: Any) -> None:
     """Alternate the searches, greedy and with a beam of 5, and print speed, BLEU and the share of equal texts."""
+    import numpy as np
     import sacrebleu
 
     from finetune.seq2seq import encoder_decoder as networks
@@ -251,7 +252,7 @@ def decode(given: Any) -> None:
     parts = networks.load(Path(given.run) / "model")
     pairs = rows("test")[: given.sentences]
     references = [pair["de"] for pair in pairs]
-    sources = parts.vocabularies.encode_sources([pair["en"] for pair in pairs])
+    sources = [np.array(row) for row in parts.vocabularies.encode_sources([pair["en"] for pair in pairs])]
     settings = networks.resolve(TrainConfig(mixed_precision="no"), networks.NetworkConfig(), "loss")
 
     def ours(beam: int) -> tuple[float, list[str]]:
