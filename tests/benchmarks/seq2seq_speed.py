@@ -63,7 +63,7 @@ def peer_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "embeddings": {"embedding_dim": 128, "scale": True, "dropout": DROPOUT}, "layer_norm": "pre",
     }  # fmt: skip
     side = {"level": "word", "voc_min_freq": 2, "max_length": 250}
-    config = {
+    config: dict[str, Any] = {
         "name": "peer", "joeynmt_version": "2.3.0", "model_dir": str(folder / "model"), "use_cuda": False,
         "random_seed": 1,
         "data": {
