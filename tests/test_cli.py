@@ -19,7 +19,7 @@ from finetune import cli, commands
 from finetune.config import load, read_yaml, settings
 from recipes import RECIPES, bert_classification
 
-HEAVY = ("torch", "transformers", "datasets", "sklearn", "pydantic")
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "pydantic", "matplotlib")
 LIBRARY_NOISE = ("Warning", "warning:", "it/s]", "Some weights", "newly initialized", "huggingface/tokenizers", "\x1b[")
 
 
