@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.run import write_atomic
+from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,6 @@ def alignment(source_tokens: Sequence[str], target_tokens: Sequence[str], weight
         axes.set_yticks(range(len(target_tokens)), [_short(token) for token in target_tokens])
         axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
         axes.set_xlabel("% of the attention of each row's token", fontsize=7)
-        axes.set_title(title, loc="left")
         for spine in axes.spines.values():
             spine.set_color("0.8")
     return axes.get_figure(root=True)  # type: ignore[return-value]
@@ -102,7 +102,6 @@ def curves(series: Sequence[Series], title: str, x_label: str, y_label: str, log
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.set_title(title, loc="left")
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if len(series) > 1:
@@ -128,8 +127,10 @@ def _axes(width: float, height: float, place: tuple[float, float, float, float],
     """Return the one pair of axes of a new figure: inches, and place as left, bottom, width, height in shares."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), label=title)
-    return figure.add_axes(place)
+    figure = Figure(figsize=(width, height), label=printable(title))
+    axes = figure.add_axes(place)
+    axes.set_title(printable(title), loc="left")
+    return axes
 
 
 def _write_shares(axes: "Axes", shares: np.ndarray) -> None:
@@ -151,4 +152,5 @@ def _name_ticks(axes: "Axes", values: Sequence[float]) -> None:
 
 
 def _short(token: str) -> str:
+    token = printable(token)  # XML has no place for control characters
     return token if len(token) <= LONGEST_TOKEN else token[: LONGEST_TOKEN - 1] + "…"
