@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from calling import Outcome, call, done, private_cache, train_toy, tree
+from calling import Outcome, call, done, private_cache, tree
 from rich.cells import cell_len
 
 from finetune.explain import END, Explanation, _readable, explained
@@ -130,7 +130,7 @@ def test_a_model_that_copies_looks_at_the_token_that_it_copies() -> None:
     optimizer = torch.optim.Adam(parts.model.parameters(), lr=1e-2)
     sources = torch.tensor(parts.vocabularies.encode_sources(texts))
     targets = torch.tensor(parts.vocabularies.encode_targets(texts))
-    for _ in range(200):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = sequence_loss(parts.model, sources, torch.ones_like(sources).bool(), targets, 0.0) / targets.numel()
         loss.backward()
@@ -239,11 +239,10 @@ def test_a_model_without_attention_has_nothing_to_show(tmp_path: Path, cell: str
 
 
 def test_a_run_that_labels_texts_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    settings = ("train.max_steps=1", "baseline=none")
-    classification = train_toy(tmp_path, tiny_model, *settings, output="bert")
-    files = [f"data.{name}={tmp_path / f'{name}.csv'}" for name in ("train", "test")]
-    done("baseline", *files, f"output_dir={tmp_path / 'tfidf'}")
-    for run in (classification, classification / "model", tmp_path / "tfidf"):
+    for recipe in ("bert_classification", "tfidf_baseline"):
+        (tmp_path / recipe / "model").mkdir(parents=True)
+        (tmp_path / recipe / "config.yaml").write_text(f"recipe: {recipe}\n")
+    for run in (tmp_path / "bert_classification", tmp_path / "tfidf_baseline", tiny_model):
         outcome = call("explain", run, "--text", TEXT)
         assert outcome.code == 2
         assert outcome.err == f"error: {run} labels texts; explain reads runs that write them (recipe seq2seq)\n"
