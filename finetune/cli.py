@@ -146,8 +146,8 @@ def predict(
 
     if input is None and sys.stdin.isatty():
         raise UserError(Exit.USAGE, "give texts: --input FILE, or lines on standard input")
-    if output is not None and not Path(output).absolute().parent.is_dir():
-        raise UserError(Exit.IO_FAILED, f"--output {output}: there is no folder {Path(output).parent}")
+    if output is not None:
+        _check_output(output)
     reading = _reading(
         text_column=text_column, text_pair_column=text_pair_column, source_column=source_column,
         id_column=id_column, encoding=encoding, delimiter=delimiter,
@@ -163,6 +163,35 @@ def predict(
     else:
         for row in rows:
             _print(_prediction_line(row))
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(help="folder of a seq2seq run, or of its model")],
+    text: Annotated[str, typer.Option("--text", help="the source")],
+    target: Annotated[str | None, typer.Option("--target", help="a text to look at instead of the model's own")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="SVG file to write; default RUN/explain/...")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which source tokens a translation or the like looked at, as a table and a picture.
+
+    finetune explain runs/translation --text "A man in a red hat sleeps."
+    finetune explain runs/translation --text "A man sleeps." --target "Ein Mann schläft." --output map.svg
+    """
+    _quiet_environment()
+    from finetune import commands
+    from finetune.report.explanation import explanation_json, explanation_lines
+
+    if output is not None:
+        _check_output(output)
+        if Path(output).suffix.lower() != ".svg":
+            raise UserError(Exit.USAGE, f"--output {output}: the picture is SVG; give a name that ends in .svg")
+    found, picture = commands.explain(run, text, target=target, output=output)
+    if as_json:
+        return _print_json(explanation_json(found, picture))
+    for line in explanation_lines(found, picture):
+        _print(line)
+    return None
 
 
 @app.command()
@@ -273,9 +302,9 @@ def recipes_list(as_json: Json = False) -> None:
     if as_json:
         return _print_json(RECIPES)
     for name, text in RECIPES.items():
-        _print(f"{name:<33} {text}")
+        _print_entry(name, text)
     for path in sorted(PRESETS.glob("*.yaml")):
-        _print(f"--config {path.stem:<24} {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
+        _print_entry(f"--config {path.stem}", path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "))
     return None
 
 
@@ -383,6 +412,11 @@ def _reading(**given: str | None) -> list[str]:
     return [f"data.{name}={value}" for name, value in given.items() if value is not None]
 
 
+def _check_output(path: str) -> None:
+    if not Path(path).absolute().parent.is_dir():
+        raise UserError(Exit.IO_FAILED, f"--output {path}: there is no folder {Path(path).parent}")
+
+
 def _prediction_line(row: dict[str, Any]) -> str:
     if "source" in row:
         return str(row["predicted"])
@@ -404,6 +438,13 @@ def _print(text: str) -> None:
 def _reader_has_left() -> None:
     """End quietly where the other side of the pipe has enough: `finetune ... | head -1`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_entry(name: str, text: str) -> None:
+    """Print a name and what it is beside it, on several lines where one of 80 columns is too short."""
+    import textwrap
+
+    _print(textwrap.fill(text, 80, initial_indent=f"{name:<33} ", subsequent_indent=" " * 34))
 
 
 def _print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import importlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,12 @@ from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, read_
 from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
+from finetune.explain import Explanation
+from finetune.report import explanation
 from finetune.report.card import model_card
 from finetune.report.results import combine
 from finetune.report.text_results import judging_of, task_of
-from finetune.run import Run, environment, read_json
+from finetune.run import Run, disk_errors, environment, read_json
 from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
@@ -107,6 +110,27 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
         split = from_lines("stdin", input)
     rows: list[dict[str, Any]] = module.predict(config, folder, split)
     return rows
+
+
+def explain(run: str, text: str, *, target: str | None = None, output: str | None = None) -> tuple[Explanation, Path]:
+    """Show where a run that writes texts looks while it writes one, or `target`; return that and its picture's path."""
+    pretrained.quiet()
+    for option, given in (("--text", text), ("--target", target)):
+        _check_text(option, given)
+    folder, module, config = _trained(run, ())
+    if not hasattr(module, "explain"):
+        raise UserError(Exit.USAGE, f"{run} labels texts; explain reads runs that write them (recipe seq2seq)")
+    found: Explanation = module.explain(config, folder, text, target)
+    for side in found.cut:
+        longest = {"source": config.max_source_length, "target": config.max_target_length}[side]
+        folder.say("note", f"the {side} is cut at {longest} tokens")
+    picture = _picture(Path(run), folder, found) if output is None else Path(output)
+    with disk_errors(picture.parent):
+        picture.parent.mkdir(exist_ok=True)
+    left_out = explanation.draw(found, picture)
+    if left_out is not None:
+        folder.say("note", left_out)
+    return found, picture
 
 
 def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
@@ -297,6 +321,21 @@ def _settings_of(model: Path) -> list[str]:
     if not stored and _recipe_of(model) == "bert_classification":
         return [f"max_length={AS_LONG_AS_THE_MODEL_READS}"]
     return [f"{name}={value}" for name, value in stored.items() if value is not None]
+
+
+def _check_text(option: str, text: str | None) -> None:
+    if text is not None and not text.strip():
+        raise UserError(Exit.BAD_DATA, f"{option} is empty; give a text")
+    try:
+        (text or "").encode()
+    except UnicodeError as error:
+        raise UserError(Exit.BAD_DATA, f"{option} is not UTF-8 ({error})") from None
+
+
+def _picture(run: Path, opened: Run, found: Explanation) -> Path:
+    """Return where the picture of an explanation goes: into the run; beside the person for a plain model folder."""
+    name = hashlib.sha256(f"{found.source}\0{found.text}".encode()).hexdigest()[:8]
+    return Path(f"explain-{name}.svg") if opened.model == run else run / "explain" / f"{name}.svg"
 
 
 @dataclasses.dataclass(frozen=True)

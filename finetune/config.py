@@ -22,6 +22,12 @@ ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "p
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_DEPTH = 50
 PLAIN_TAGS = {"map", "seq", "str", "timestamp", "int", "float", "bool", "null", "merge", "value"}
+BOUNDS = {  # pydantic's kinds of error
+    "greater_than": "must be above {}",
+    "greater_than_equal": "must be {} or more",
+    "less_than": "must be below {}",
+    "less_than_equal": "must be {} or less",
+}
 T = TypeVar("T")
 Seed = typing.Annotated[int, Field(ge=0, lt=2**32)]  # what every library's generator takes
 
@@ -97,12 +103,12 @@ def build(config_class: type[T], values: dict[str, Any], origin: dict[str, str])
     try:
         return TypeAdapter(config_class).validate_python(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = _error_path(first["loc"], {setting.path for setting in settings(config_class)})
+        known = {setting.path for setting in settings(config_class)}
+        path = _error_path(error.errors()[0]["loc"], known)
         where = origin.get(path, path)
         wanted = next((s.type_name for s in settings(config_class) if s.path == path), "another value")
-        reason = first["msg"].removeprefix("Value error, ") if first["type"] == "value_error" else f"expected {wanted}"
         value = values.get(path)
+        reason = _reason([part for part in error.errors() if _error_path(part["loc"], known) == path], wanted)
         hint = f'; put it in quotes: "{value}"' if _is_unquoted_text(value, wanted) else ""
         raise UserError(Exit.USAGE, f"{where}: {path} cannot be {value!r}: {reason}{hint}") from None
 
@@ -319,6 +325,17 @@ def _error_path(location: tuple[int | str, ...], known: set[str]) -> str:
             break
         path = longer
     return path or ".".join(str(part) for part in location)
+
+
+def _reason(errors: list[Any], wanted: str) -> str:
+    """Return what is wrong with a setting: where the type fits, the bound it is beyond; a union has several errors."""
+    for error in errors:
+        if error["type"] == "value_error":
+            return str(error["msg"].removeprefix("Value error, "))
+        if error["type"] in BOUNDS:
+            (bound,) = error["ctx"].values()
+            return BOUNDS[error["type"]].format(f"{bound:g}" if isinstance(bound, float) else bound)
+    return f"expected {wanted}"
 
 
 def _is_unquoted_text(value: Any, wanted: str) -> bool:

@@ -28,7 +28,7 @@ RECORDED_PACKAGES = (
 )  # fmt: skip
 OWN_NAMES = (
     "config.yaml", "environment.json", "train.log", "metrics.jsonl", "results.json", "README.md",
-    "checkpoints", "model", "predictions",
+    "checkpoints", "model", "predictions", "explain",
 )  # fmt: skip
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 

@@ -72,6 +72,11 @@ def difference(comparison: Mapping[str, Any]) -> str:
     return f"{value:+.1f} points of {comparison['metric']} [{low:.1f}, {high:.1f}]"
 
 
+def printable(text: str) -> str:
+    """Return a text with what a terminal or a picture would obey instead of show, written out: `\\x1b`, `\\u200f`."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def p_value(p: float) -> str:
     """Return a p-value as it is written in papers."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

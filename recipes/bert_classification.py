@@ -12,7 +12,7 @@ from pydantic import Field
 
 from finetune import classifier, evaluation, hardware, optim, trainer
 from finetune.config import Seed, configclass, field, to_tree
-from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
+from finetune.data.columns import DataConfig, LabelMap, Split, digests, read_splits
 from finetune.data.encode import encode
 from finetune.pretrained import remember_settings
 from finetune.report import opening
@@ -69,8 +69,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
     beside = run_baselines(splits, targets, labels, config.seed) if config.baseline == "auto" else []
     opening.say_baselines(run, beside)
-    hashes = {file: digest for split in splits.values() for file, digest in split.sha256.items()}
-    place = environment(config.seed, hardware.describe(config.train.use_cpu), hashes) | {"model": parts.source.identity}
+    place = environment(config.seed, hardware.describe(config.train.use_cpu), digests(splits))
+    place |= {"model": parts.source.identity}
     run.start({"recipe": "bert_classification", **to_tree(config)}, place)
 
     def scored(name: str) -> tuple[evaluation.Predictions, float]:

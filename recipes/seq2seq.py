@@ -6,14 +6,14 @@ attention (Sutskever et al. 2014, Cho et al. 2014, Bahdanau et al. 2015, Luong e
 
 import time
 from dataclasses import replace
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from functools import partial
+from typing import Any, Literal
 
 from finetune import hardware, text_evaluation
 from finetune.config import Seed, configclass, field, to_tree
-from finetune.data.columns import Split
+from finetune.data.columns import Split, digests
 from finetune.data.sequences import SequenceDataConfig, read_splits
+from finetune.explain import Explanation, explained
 from finetune.report import opening
 from finetune.report.card import model_card
 from finetune.report.results import Conclusion, System
@@ -25,8 +25,6 @@ from finetune.seq2seq.vocabulary import VocabularyConfig, learn
 from finetune.text_evaluation import TextPredictions, task_named
 from finetune.trainer import TrainConfig, Trainer
 
-Tokens = Annotated[int, Field(gt=2)]
-
 
 @configclass
 class Config:
@@ -37,9 +35,9 @@ class Config:
     data: SequenceDataConfig = field(SequenceDataConfig, "files and columns")
     vocabulary: VocabularyConfig = field(VocabularyConfig, "tokens, learnt from train")
     network: networks.NetworkConfig = field(networks.NetworkConfig, "the model")
-    max_source_length: Tokens = field(256, "tokens of a source; data.on_long says what happens beyond")
-    max_target_length: Tokens = field(256, "tokens of a target")
-    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = field(0.1, "probability spread over all tokens")
+    max_source_length: networks.Longest = field(256, "tokens of a source; data.on_long says what happens beyond")
+    max_target_length: networks.Longest = field(256, "tokens of a target")
+    label_smoothing_factor: networks.Probability = field(0.1, "probability spread over all tokens")
     search: SearchConfig = field(SearchConfig, "how texts are written at the end and by predict")
     baseline: Literal["auto", "none"] = field("auto", "auto: copying, retrieval and the like beside the model")
     train: TrainConfig = field(networks.loop_settings, "the loop")
@@ -64,12 +62,11 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     examples = networks.collate(encoded["train"], splits["train"].where)
     opening.say_model(run, parts.described, config.train, asked, len(loop.plan(examples)), "pair")
     if run.dry_run:
-        return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters)
+        return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters, "pair")
 
     beside = run_baselines(task, splits) if config.baseline == "auto" else []
     opening.say_text_baselines(run, beside, task)
-    hashes = {file: digest for split in splits.values() for file, digest in split.sha256.items()}
-    place = environment(config.seed, hardware.describe(config.train.use_cpu), hashes)
+    place = environment(config.seed, hardware.describe(config.train.use_cpu), digests(splits))
     run.start({"recipe": "seq2seq", **to_tree(config)}, place)
 
     took: dict[str, float] = {}
@@ -88,14 +85,11 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     run.save_model(parts.save)
     judged = {name: written(name, config.search) for name in splits if name != "train"}
     seconds = {"train": progress.seconds, "evaluate": took[[*judged][-1]], "total": time.perf_counter() - began}
-    conclusion = Conclusion(
-        recipe="seq2seq", model=parts.described,
-        system=System(parts.name, judged, progress.seconds),
-        baselines=beside,
-        splits=splits, seconds=seconds, throughput=rates,
+    results = conclude(run, Conclusion(
+        recipe="seq2seq", model=parts.described, system=System(parts.name, judged, progress.seconds),
+        baselines=beside, splits=splits, seconds=seconds, throughput=rates,
         diagnostics=found | {"parameters": parts.parameters},
-    )  # fmt: skip
-    results = conclude(run, conclusion, task)
+    ), task)  # fmt: skip
     run.write_card(model_card(results, to_tree(config), place))
     return results
 
@@ -113,6 +107,13 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     opening.say_cut(run, encoded.long, len(inputs), config.max_source_length, "truncate")
     settings = networks.resolve(config.train, config.network, "loss")
     return networks.predicted_rows(inputs, networks.write(parts, encoded.sources, config.search, settings, config.seed))
+
+
+def explain(config: Config, run: Run, source: str, target: str | None = None) -> Explanation:
+    """Write a text for a source, or take `target` for it, and show where each of its tokens looked."""
+    parts, settings = networks.load(run.model), networks.resolve(config.train, config.network, "loss")
+    write = partial(networks.write, parts, search=config.search, config=settings, seed=config.seed)
+    return explained(parts, source, target, _longest(config), write)
 
 
 def _longest(config: Config) -> networks.Lengths:

@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune import baselines, evaluation
 from finetune.config import Seed, configclass, field, to_tree
-from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
+from finetune.data.columns import DataConfig, LabelMap, Split, digests, read_splits
 from finetune.report import opening
 from finetune.report.card import model_card
 from finetune.report.results import Conclusion, System, conclude, judge, predicted_rows
@@ -31,8 +31,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     labels = LabelMap.learn(splits["train"], config.data.multi_label)
     targets = {name: labels.encode(split) for name, split in splits.items()}
     found = opening.say_data(run, config.data, splits, labels)
-    hashes = {file: digest for split in splits.values() for file, digest in split.sha256.items()}
-    place = environment(config.seed, "CPU", hashes)
+    place = environment(config.seed, "CPU", digests(splits))
     if run.dry_run:
         return {"rows": {name: len(split) for name, split in splits.items()}}
 

@@ -11,15 +11,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from calling import FAST, call, done, private_cache, spawn, toy_files, train_toy
 from pydantic import TypeAdapter
 
 from finetune import cli, commands
 from finetune.config import load, read_yaml, settings
+from finetune.explain import Explanation
 from recipes import RECIPES, bert_classification
 
-HEAVY = ("torch", "transformers", "datasets", "sklearn", "pydantic")
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "pydantic", "matplotlib")
 LIBRARY_NOISE = ("Warning", "warning:", "it/s]", "Some weights", "newly initialized", "huggingface/tokenizers", "\x1b[")
 
 
@@ -77,6 +79,8 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
 
     for name in ("train", "evaluate", "predict", "compare", "check", "demo"):
         monkeypatch.setattr(commands, name, note(name))
+    nothing = Explanation("", "", False, 0.0, ["a"], ["b"], np.ones((1, 1)), [])
+    monkeypatch.setattr(commands, "explain", lambda *given, **named: (nothing, Path("a.svg")))
     monkeypatch.setattr(commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}})
     monkeypatch.chdir(tmp_path)
     lines = documented()
@@ -99,7 +103,8 @@ def test_every_command_documents_a_line_that_uses_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train"], ["evaluate"], ["predict"], ["compare"], ["check"], ["doctor"], ["recipes", "show"]]
+    "arguments",
+    [["train"], ["evaluate"], ["predict"], ["explain"], ["compare"], ["check"], ["doctor"], ["recipes", "show"]],
 )
 def test_every_command_has_help_and_json(arguments: list[str]) -> None:
     shown = done(*arguments, "--help").out
@@ -112,11 +117,14 @@ def test_every_command_has_help_and_json(arguments: list[str]) -> None:
 
 def test_recipes_list_names_every_recipe() -> None:
     shown = done("recipes", "list").out
-    recipes = [line for line in shown.splitlines() if not line.startswith("--config")]
+    assert max(map(len, shown.splitlines())) <= 80
+    recipes = [line for line in shown.splitlines() if not line.startswith(("--config", " "))]
     assert [line.split()[0] for line in recipes] == list(RECIPES)
     assert done("recipes", "list", "--json").json == RECIPES
     assert "--config multi30k_transformer" in shown
     assert "--config long_texts" in shown
+    for text in RECIPES.values():
+        assert text in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("name", RECIPES)

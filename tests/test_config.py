@@ -39,6 +39,8 @@ class Config:
     seed: int = field(1, "number")
     seeds: list[int] | None = field(None, "numbers")
     limit: int | None = field(None, "number or nothing")
+    share: Annotated[float, Field(ge=0, lt=1)] = field(0.1, "part of the whole")
+    places: list[Annotated[int, Field(ge=1, le=9)]] | None = field(None, "small numbers")
     data: Data = field(Data, "files")
     train: Loop = field(Loop, "loop")
 
@@ -271,9 +273,21 @@ def test_a_wrong_type_is_answered_with_the_expected_one(override: str, wanted: s
     assert f"expected {wanted}" in refusal(override)
 
 
-@pytest.mark.parametrize("override", ["train.learning_rate=0", "train.learning_rate=-1", "batch_size=0"])
-def test_a_value_out_of_its_range_is_refused(override: str) -> None:
-    assert override in refusal(override)
+@pytest.mark.parametrize(
+    ("override", "bound"),
+    [
+        ("train.learning_rate=0", "must be above 0"),
+        ("train.learning_rate=-1", "must be above 0"),
+        ("batch_size=0", "must be above 0"),
+        ("share=-1", "must be 0 or more"),
+        ("share=1.0", "must be below 1"),
+        ("places=[1,10]", "must be 9 or less"),
+    ],
+)
+def test_a_number_beyond_its_bound_is_answered_with_the_bound(override: str, bound: str) -> None:
+    message = refusal(override)
+    assert message.startswith(f"{override}: ")
+    assert message.endswith(f": {bound}")
 
 
 @pytest.mark.parametrize("text", ["[" * 5_000, "[" * 60 + "]" * 60, "[" + "x" * 1_000_001])
@@ -400,7 +414,7 @@ def test_what_is_written_reads_back_to_the_same_configuration(tmp_path: Path) ->
 
 def test_settings_lists_every_leaf_with_type_default_and_help() -> None:
     found = {setting.path: setting for setting in settings(Config)}
-    assert len(found) == 12
+    assert len(found) == 14
     assert all(setting.help for setting in found.values())
     assert found["data.train"].type_name == "str | [str] | null"
     assert found["mode"].type_name == "linear|cosine"

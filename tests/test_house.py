@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("finetune.trainer",),
     ("finetune.classifier", "finetune.seq2seq.*"),
+    ("finetune.explain",),
     ("finetune.report.*",),
     ("recipes.*",),
     ("finetune.commands",),
@@ -39,7 +40,7 @@ GROUND = {
     "finetune.config": {"finetune.errors"},
     "finetune.run": {"finetune", "finetune.config", "finetune.terminal", "finetune.errors"},
 }
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "sklearn", "numpy", "scipy", "pandas"}
+HEAVY = {"torch", "transformers", "accelerate", "datasets", "sklearn", "numpy", "scipy", "pandas", "matplotlib"}
 CODE_CARRIERS = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 SOURCES = sorted([*ROOT.glob("finetune/**/*.py"), *ROOT.glob("recipes/**/*.py")])
 
@@ -104,6 +105,14 @@ def test_the_imports_have_no_cycle() -> None:
         free = {module for module, needs in waiting.items() if not needs & set(waiting)}
         assert free, f"a cycle among {sorted(waiting)}"
         waiting = {module: needs for module, needs in waiting.items() if module not in free}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_matplotlib_is_imported_by_what_draws_and_never_pyplot(module: str) -> None:
+    guarded = [node for node in MODULES[module].body if not isinstance(node, ast.FunctionDef | ast.If)]
+    at_the_top = {name for node in guarded for name in imported(node)}
+    assert not [name for name in at_the_top if name.split(".")[0] == "matplotlib"]
+    assert not [name for name in imported(MODULES[module]) if "pyplot" in name]
 
 
 @pytest.mark.parametrize("module", sorted(GROUND))

@@ -163,6 +163,7 @@ def test_separate_vocabularies_are_saved_and_read_back(tmp_path: Path) -> None:
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     outcome = done("train", "seq2seq", *files(tmp_path), f"output_dir={tmp_path / 'run'}", *TINY, "--dry-run", "--json")
     assert outcome.json["updates"] > 0
+    assert " of 64 pairs (" in outcome.err
     assert not (tmp_path / "run").exists()
 
 
@@ -191,7 +192,7 @@ def spoilt(folder: Path, row: dict[str, Any]) -> str:
         (lambda f: ["data.on_long=error", "max_source_length=5"], 65,
          ["train.jsonl:", "max_source_length=5", "\ngive data.on_long=truncate or skip"]),
         (lambda f: ["vocabulary.kind=character", "vocabulary.vocab_size=9"], 2, ["vocab_size"]),
-        (lambda f: ["search.beam_size=0"], 2, ["search.beam_size cannot be 0"]),
+        (lambda f: ["search.beam_size=0"], 2, ["search.beam_size cannot be 0: must be above 0"]),
         (lambda f: ["architecture=transfomer"], 2, ["architecture cannot be 'transfomer'"]),
         (lambda f: ["network.num_attention_heads=5"], 2, ["hidden_size=32", "num_attention_heads=5"]),
         (lambda f: ["task=translating"], 2, ["unknown task translating; did you mean translation?"]),

@@ -7,7 +7,7 @@ the rows of any readers. Sources with targets are in `finetune.data.sequences`.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -271,6 +271,11 @@ def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"
     )
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return Split(name, datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16]), (name,), {name: digest})
+
+
+def digests(splits: Mapping[str, Split]) -> dict[str, str]:
+    """Return what identifies the data of all splits: file -> sha256."""
+    return {file: digest for split in splits.values() for file, digest in split.sha256.items()}
 
 
 def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> dict[str, Split]:

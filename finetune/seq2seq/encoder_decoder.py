@@ -25,6 +25,7 @@ from finetune.trainer import TrainConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Longest = Annotated[int, Field(gt=2)]  # bos, a token, eos
 OnLong = Literal["truncate", "error", "skip"]
 TOKENS_OF_A_SIDE = 64  # a batch for scoring holds per_device_eval_batch_size pairs of twice that, or fewer longer ones
 AUTO_EPOCHS = 10.0
@@ -78,9 +79,10 @@ class EncodedPairs:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What the model writes for each row: texts, their scores per token, and the seconds that it took."""
+    """What the model writes for each row: texts, tokens and score per token of the best, and the seconds it took."""
 
     texts: list[list[str]]  # n-best, best first
+    tokens: list[tuple[int, ...]]  # of the best text, without bos and eos
     scores: list[float]
     seconds: float
 
@@ -206,8 +208,8 @@ def encode(
     if not len(kept):
         raise UserError(Exit.BAD_DATA, f"{split.name}: every pair is longer than the longest; raise max_source_length")
     return EncodedPairs(
-        [_cut(sources[row], longest.source) for row in kept],
-        None if targets is None else [_cut(targets[row], longest.target) for row in kept],
+        [cut(sources[row], longest.source) for row in kept],
+        None if targets is None else [cut(targets[row], longest.target) for row in kept],
         kept,
         int(long.sum()),
     )
@@ -277,8 +279,9 @@ def write(
     best = [hypothesis.tokens for several in found for hypothesis in several]
     texts = iter(parts.vocabularies.decode_targets(best))
     written = [[next(texts) for _ in several] for several in found]
-    scores = [several[0].log_probability / (len(several[0].tokens) + 1) for several in found]
-    return Written(written, scores, time.perf_counter() - started)
+    first = [several[0] for several in found]
+    scores = [hypothesis.log_probability / (len(hypothesis.tokens) + 1) for hypothesis in first]
+    return Written(written, [hypothesis.tokens for hypothesis in first], scores, time.perf_counter() - started)
 
 
 def predicted_rows(split: Split, written: Written) -> list[dict[str, Any]]:
@@ -290,6 +293,7 @@ def predicted_rows(split: Split, written: Written) -> list[dict[str, Any]]:
     return rows
 
 
-def _cut(row: Sequence[int], longest: int) -> np.ndarray:
+def cut(row: Sequence[int], longest: int) -> np.ndarray:
+    """Return at most the `longest` tokens of a row that ends with eos, with eos at the end."""
     kept = list(row) if len(row) <= longest else [*row[: longest - 1], EOS]
     return np.array(kept, dtype=np.int32)

@@ -1,0 +1,102 @@
+"""An explanation as a person sees it: its picture, its lines in the terminal, its JSON."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.explain import Explanation
+from finetune.report import pictures
+from finetune.terminal import HEAD_WIDTH, line, printable
+
+DRAWN_TOKENS = 80  # a side; a wider picture is read by no one
+TITLE_WIDTH = 60
+WIDTH = 80 - HEAD_WIDTH
+TOKEN_WIDTH = 22
+LOOKED_AT = 3  # source tokens named for each token
+LEAST = 0.1  # share of the ones after the first
+
+
+def draw(found: Explanation, path: Path) -> str | None:
+    """Write the picture; return what it leaves out of a long pair, None where it shows all."""
+    columns = _most_looked_at(found.weights)
+    rows = min(len(found.target_tokens), DRAWN_TOKENS)
+    source = [found.source_tokens[column] for column in columns]
+    flat = printable(" ".join(found.source.split()))
+    title = flat if len(flat) <= TITLE_WIDTH else flat[: TITLE_WIDTH - 1] + "…"
+    weights = found.weights[:rows, columns]
+    pictures.save_svg(pictures.alignment(source, found.target_tokens[:rows], weights, title), path)
+    left_out = []
+    if len(source) < len(found.source_tokens):
+        left_out.append(f"the {len(source)} of {len(found.source_tokens)} source tokens that were looked at most")
+    if rows < len(found.target_tokens):
+        left_out.append(f"the first {rows} of {len(found.target_tokens)} target tokens")
+    return f"the picture shows {' and '.join(left_out)}; --json has all" if left_out else None
+
+
+def explanation_lines(found: Explanation, picture: Path) -> list[str]:
+    """Return source, text and score, what each token looked at most, and where the picture is; 80 columns."""
+    from rich.cells import cell_len, set_cell_size
+
+    lines = [line("source", _wrapped(found.source)), line("given" if found.given else "written", _wrapped(found.text))]
+    lines.append(line("", f"score {found.score:.3f} (mean log-probability of a token)"))
+    names = _told_apart(found.source_tokens)
+    width = min(TOKEN_WIDTH, max(cell_len(token) for token in found.target_tokens))
+    table = []
+    for token, weights in zip(found.target_tokens, found.weights, strict=True):
+        shown = token if cell_len(token) <= width else set_cell_size(token, width - 1) + "…"
+        table.append(f"{set_cell_size(shown, width)}  {_looked_at(names, weights, WIDTH - width - 2)}")
+    return [*lines, line("looked at", "\n".join(table)), line("picture", str(picture))]
+
+
+def explanation_json(found: Explanation, picture: Path) -> dict[str, Any]:
+    """Return everything as plain values; weights as a list for each target token."""
+    return {
+        "source": found.source,
+        "text": found.text,
+        "given": found.given,
+        "score": round(found.score, 6),
+        "source_tokens": found.source_tokens,
+        "target_tokens": found.target_tokens,
+        "weights": [[round(float(weight), 6) for weight in row] for row in found.weights],
+        "picture": str(picture),
+    }
+
+
+def _most_looked_at(weights: np.ndarray) -> list[int]:
+    """Return the columns to draw, in order: all, or the DRAWN_TOKENS with the largest weight of any token."""
+    order = np.argsort(-weights.max(axis=0), kind="stable")[:DRAWN_TOKENS]
+    return sorted(order.tolist())
+
+
+def _told_apart(tokens: Sequence[str]) -> list[str]:
+    """Return tokens short enough for a line; those that come twice with their place, from 1."""
+    counts = Counter(tokens)
+    short = [token if len(token) <= TOKEN_WIDTH else token[: TOKEN_WIDTH - 1] + "…" for token in tokens]
+    return [
+        name if counts[token] == 1 else f"{name} ({place})"
+        for place, (name, token) in enumerate(zip(short, tokens, strict=True), 1)
+    ]
+
+
+def _looked_at(names: Sequence[str], weights: np.ndarray, width: int) -> str:
+    """Return the source tokens with the largest weights (source,), as far as they matter and fit."""
+    from rich.cells import cell_len
+
+    first, *others = np.argsort(-weights, kind="stable")[:LOOKED_AT].tolist()
+    text = f"{names[first]} {100 * weights[first]:.0f} %"
+    for place in others:
+        longer = f"{text}   {names[place]} {100 * weights[place]:.0f} %"
+        if weights[place] >= LEAST and cell_len(longer) <= width:
+            text = longer
+    return text
+
+
+def _wrapped(text: str) -> str:
+    from rich.console import Console
+    from rich.text import Text
+
+    wrapped = Text(printable(" ".join(text.split()))).wrap(Console(width=WIDTH), WIDTH)
+    return "\n".join(part.plain.rstrip() for part in wrapped)

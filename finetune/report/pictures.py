@@ -1,0 +1,156 @@
+"""Pictures as SVG: alignment maps and curves with intervals, the same bytes for the same figures.
+
+matplotlib is imported by what draws, so that nothing else waits for it; figures are made without pyplot, which would
+ask for a screen and keep them.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.run import write_atomic
+from finetune.terminal import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow that fades on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "os^Dv<>"
+STYLES = ("-", "--", ":", "-.")
+SETTINGS = {
+    "svg.fonttype": "none",  # text stays text: searchable, in the reader's fonts, which know more scripts than ours
+    "svg.hashsalt": "finetune",  # names inside the file come from this instead of from chance
+    "text.parse_math": False,  # a price of $5 or $6 is no formula
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 9.0,
+}
+POINTS = 72.0  # an inch
+CELL = 0.3  # inches
+NUMBERED_CELLS = 40  # tokens a side up to which the shares are also written as numbers
+LEAST_NUMBERED = 0.095
+LEAST_DRAWN = 0.005  # white on white; leaving it out keeps the file small
+LONGEST_TOKEN = 24  # characters of a tick's text
+LOG_TICKS = 12
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot: y at each x, and the interval [low, high] around it where there is one."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def save_svg(figure: "Figure", path: Path | str) -> None:
+    """Write a figure as SVG on a white ground, which a dark page needs too; its label becomes the file's title."""
+    described: dict[str, Any] = {"Date": None, "Creator": None, "Title": figure.get_label() or None}
+    written = io.BytesIO()
+    with _drawing():
+        figure.savefig(written, format="svg", bbox_inches="tight", facecolor="white", metadata=described)
+    lines = (line.rstrip() for line in written.getvalue().decode().splitlines())
+    write_atomic(Path(path), ("\n".join(lines) + "\n").encode())
+
+
+def alignment(source_tokens: Sequence[str], target_tokens: Sequence[str], weights: Any, title: str) -> "Figure":
+    """Draw how much each target token looked at each source token: weights (target, source), source on top."""
+    shares = np.asarray(weights, dtype=float)
+    if shares.shape != (len(target_tokens), len(source_tokens)):
+        raise ValueError(f"weights {shares.shape} for {len(target_tokens)} target and {len(source_tokens)} source")
+    with _drawing():
+        # The cells fill the figure and everything else lies around it, so a cell's size is exact in any picture.
+        axes = _axes(CELL * len(source_tokens), CELL * len(target_tokens), (0, 0, 1, 1), title)
+        rows, columns = np.nonzero(shares >= LEAST_DRAWN)
+        side = POINTS * CELL - 1  # points; the missing one is the line between two cells
+        axes.scatter(columns, rows, s=side**2, c=shares[rows, columns], cmap="Blues", vmin=0, vmax=1, marker="s", lw=0)
+        if max(shares.shape) <= NUMBERED_CELLS:
+            _write_shares(axes, shares)
+        axes.set(xlim=(-0.5, len(source_tokens) - 0.5), ylim=(len(target_tokens) - 0.5, -0.5))
+        axes.set_xticks(range(len(source_tokens)), [_short(token) for token in source_tokens], rotation=90)
+        axes.set_yticks(range(len(target_tokens)), [_short(token) for token in target_tokens])
+        axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+        axes.set_xlabel("% of the attention of each row's token", fontsize=7)
+        for spine in axes.spines.values():
+            spine.set_color("0.8")
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def curves(series: Sequence[Series], title: str, x_label: str, y_label: str, logarithmic: str = "") -> "Figure":
+    """Draw lines with their intervals as bands; `logarithmic` names the axes that are: x, y or xy."""
+    with _drawing():
+        axes = _axes(6.4, 4.0, (0.1, 0.12, 0.85, 0.78), title)
+        if "x" in logarithmic:
+            axes.set_xscale("log")
+            _name_ticks(axes, sorted({float(x) for line in series for x in line.x}))
+        if "y" in logarithmic:
+            axes.set_yscale("log")
+        for number, line in enumerate(series):
+            look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            style = STYLES[number // len(COLOURS) % len(STYLES)]
+            axes.plot(line.x, line.y, label=line.name, linestyle=style, markersize=4, **look)  # type: ignore[arg-type]
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(series) > 1:
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the lines, never on them
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Give matplotlib our settings alone, whatever the user's own are, and keep it quiet."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of caches and fonts on stderr
+    import matplotlib
+
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **SETTINGS}
+    settings.pop("backend")  # asked for, it would look for a screen
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # A glyph that our font lacks is drawn by the reader's: only its width is guessed.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def _axes(width: float, height: float, place: tuple[float, float, float, float], title: str) -> "Axes":
+    """Return the one pair of axes of a new figure: inches, and place as left, bottom, width, height in shares."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), label=printable(title))
+    axes = figure.add_axes(place)
+    axes.set_title(printable(title), loc="left")
+    return axes
+
+
+def _write_shares(axes: "Axes", shares: np.ndarray) -> None:
+    """Write the larger shares (target, source) into their cells, in percent."""
+    for row, column in zip(*np.nonzero(shares >= LEAST_NUMBERED), strict=True):
+        share = shares[row, column]
+        place: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 7}
+        axes.text(column, row, f"{100 * share:.0f}", color="white" if share > 0.55 else "black", **place)
+
+
+def _name_ticks(axes: "Axes", values: Sequence[float]) -> None:
+    """Put plain numbers on a logarithmic x axis: 4 8 16 where these were measured, instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    if len(values) <= LOG_TICKS:
+        axes.set_xticks(values)
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _short(token: str) -> str:
+    token = printable(token)  # XML has no place for control characters
+    return token if len(token) <= LONGEST_TOKEN else token[: LONGEST_TOKEN - 1] + "…"

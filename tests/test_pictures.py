@@ -1,0 +1,80 @@
+"""Pictures: the same bytes for the same figures, text that stays text, and lines that show what was measured."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+
+from finetune.errors import UserError
+from finetune.report.pictures import Series, alignment, curves, save_svg
+
+SVG = "{http://www.w3.org/2000/svg}"
+WEIGHTS = np.array([[0.9, 0.1, 0.0], [0.2, 0.05, 0.75]])
+
+
+def texts(path: Path) -> list[str]:
+    """Return the texts that a reader of the picture sees."""
+    return ["".join(node.itertext()) for node in ElementTree.parse(path).iter(f"{SVG}text")]
+
+
+def drawn_map(path: Path, source: list[str] | None = None, title: str = "map") -> Path:
+    save_svg(alignment(source or ["ein", "Hut", "."], ["a", "hat"], WEIGHTS, title), path)
+    return path
+
+
+def test_a_map_names_its_tokens_and_the_larger_shares_in_percent(tmp_path: Path) -> None:
+    found = texts(drawn_map(tmp_path / "a.svg"))
+    assert {"ein", "Hut", ".", "a", "hat", "map"} <= set(found)
+    assert [text for text in found if text.isdigit()] == ["90", "10", "20", "75"]
+
+
+def test_the_same_map_twice_is_the_same_bytes_whatever_the_users_own_settings(tmp_path: Path) -> None:
+    first = drawn_map(tmp_path / "a.svg").read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "black"}):
+        assert drawn_map(tmp_path / "b.svg").read_bytes() == first
+    assert not re.search(rb"\d\d:\d\d:\d\d", first)
+
+
+def test_markup_formulas_and_other_scripts_in_tokens_stay_text(tmp_path: Path) -> None:
+    source = ["<script>&amp;", "$x^2$", "中文"]
+    path = drawn_map(tmp_path / "a.svg", source, title="<b> & $5 or $6")
+    assert {*source, "<b> & $5 or $6"} <= set(texts(path))
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert ElementTree.parse(path).findtext(f"{SVG}title") == "<b> & $5 or $6"
+
+
+def test_a_map_has_a_white_ground(tmp_path: Path) -> None:
+    ground = next(ElementTree.parse(drawn_map(tmp_path / "a.svg")).iter(f"{SVG}path"))
+    assert "#ffffff" in ground.attrib["style"]
+
+
+def test_a_map_of_sixty_tokens_a_side_stays_small_and_a_long_token_is_shortened(tmp_path: Path) -> None:
+    tokens = ["x" * 200, *(f"token{number}" for number in range(59))]
+    save_svg(alignment(tokens, tokens, np.full((60, 60), 1 / 60), "wide"), tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").stat().st_size < 600_000  # bytes, where every cell is drawn
+    assert texts(tmp_path / "a.svg")[0] == "x" * 23 + "…"
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights \(2, 3\) for 3 target and 2 source"):
+        alignment(["a", "b"], ["c", "d", "e"], WEIGHTS, "")
+
+
+@pytest.mark.parametrize("logarithmic", ["", "x", "y", "xy"])
+def test_curves_have_labels_a_legend_and_bands_where_there_are_intervals(tmp_path: Path, logarithmic: str) -> None:
+    x = [8, 16, 64]
+    lines = [Series("dot", x, [1, 2, 3]), Series("scaled & dot", x, [2, 3, 4], low=[1, 2, 3], high=[3, 4, 5])]
+    figure = curves(lines, "Scaling", "head size", "chrF", logarithmic)
+    save_svg(figure, tmp_path / "a.svg")
+    assert {"Scaling", "head size", "chrF", "dot", "scaled & dot"} <= set(texts(tmp_path / "a.svg"))
+    assert len(figure.axes[0].collections) == 1
+    if "x" in logarithmic:
+        assert {"8", "16", "64"} <= set(texts(tmp_path / "a.svg"))
+
+
+def test_a_picture_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+    with pytest.raises((UserError, OSError), match="nowhere"):
+        drawn_map(tmp_path / "nowhere" / "a.svg")
