@@ -61,6 +61,13 @@ def explain(run: Path, output: Path, *options: object) -> Outcome:
     return done("explain", run, "--text", TEXT, "--output", output / "a.svg", *options)
 
 
+@pytest.fixture(scope="module")
+def given(folder: Path) -> dict[str, Any]:
+    """Return the JSON of a target that the model did not write; its picture lies beside the model."""
+    found: dict[str, Any] = explain(folder, folder.parent, "--json", "--target", "gold, red.").json
+    return found
+
+
 def texts(path: Path) -> list[str]:
     """Return the texts that a reader of a picture sees."""
     return ["".join(node.itertext()) for node in ElementTree.parse(path).iter(f"{SVG}text")]
@@ -69,20 +76,19 @@ def texts(path: Path) -> list[str]:
 # What is shown
 
 
-@pytest.mark.parametrize("target", [(), ("--target", "gold, red.")])
+@pytest.mark.parametrize("architecture", ["rnn", "transformer"])
 def test_json_holds_tokens_weights_that_sum_to_one_text_score_and_picture(
-    folder: Path, tmp_path: Path, target: tuple[str, ...]
+    given: dict[str, Any], run: Path, tmp_path: Path, architecture: str
 ) -> None:
-    found = explain(folder, tmp_path, "--json", *target).json
+    found = given if architecture == "rnn" else explain(run, tmp_path, "--json").json
     assert found["source"] == TEXT
     assert found["source_tokens"] == [*TEXT.split(), END]
     assert found["target_tokens"][-1] == END
     assert np.array(found["weights"]).shape == (len(found["target_tokens"]), 5)
     assert np.array(found["weights"]).sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert found["score"] < 0
-    assert found["given"] == bool(target)
-    assert found["picture"] == str(tmp_path / "a.svg")
-    assert {*found["source_tokens"], *found["target_tokens"]} <= set(texts(tmp_path / "a.svg"))
+    assert found["given"] == (found is given)
+    assert {*found["source_tokens"], *found["target_tokens"]} <= set(texts(Path(found["picture"])))
 
 
 def test_the_text_and_its_score_are_those_of_predict(run: Path, tmp_path: Path) -> None:
@@ -92,16 +98,15 @@ def test_the_text_and_its_score_are_those_of_predict(run: Path, tmp_path: Path) 
     assert found["target_tokens"] == [*predicted["predicted"].split(), END]
 
 
-def test_a_given_target_is_read_token_by_token_with_the_models_own_score(folder: Path, tmp_path: Path) -> None:
-    found = explain(folder, tmp_path, "--json", "--target", "gold, red.").json
-    assert found["text"] == "gold, red."
-    assert found["target_tokens"] == ["gold", ",", "red", ".", END]
+def test_a_given_target_is_read_token_by_token_with_the_models_own_score(folder: Path, given: dict[str, Any]) -> None:
+    assert given["text"] == "gold, red."
+    assert given["target_tokens"] == ["gold", ",", "red", ".", END]
     parts = networks.load(folder)
     source = torch.tensor(parts.vocabularies.encode_sources([TEXT]))
     target = torch.tensor(parts.vocabularies.encode_targets(["gold, red."]))
     with torch.no_grad():
         loss = float(sequence_loss(parts.model, source, torch.ones_like(source).bool(), target, 0.0))
-    assert found["score"] == pytest.approx(-loss / 5, abs=1e-5)
+    assert given["score"] == pytest.approx(-loss / 5, abs=1e-5)
 
 
 def test_the_text_that_the_model_writes_scores_the_same_when_it_is_given(run: Path, tmp_path: Path) -> None:
@@ -111,14 +116,15 @@ def test_the_text_that_the_model_writes_scores_the_same_when_it_is_given(run: Pa
     assert np.array(given["weights"]) == pytest.approx(np.array(own["weights"]), abs=1e-5)
 
 
-def test_the_terminal_names_source_text_score_and_what_each_token_looked_at(folder: Path, tmp_path: Path) -> None:
+def test_the_terminal_names_source_text_score_and_what_each_token_looked_at(
+    folder: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
     shown = explain(folder, tmp_path, "--target", "gold, red.").out
     assert shown.startswith(f"source    {TEXT}\ngiven     gold, red.\n          score -")
     assert max(map(len, shown.splitlines()[:-1])) <= LINE_WIDTH
-    found = explain(folder, tmp_path, "--json", "--target", "gold, red.").json
-    first = np.argmax(found["weights"][0])
-    name = found["source_tokens"][first] + (f" ({first + 1})" if first in (0, 2) else "")  # red comes twice
-    assert f"looked at gold   {name} {100 * found['weights'][0][first]:.0f} %" in shown
+    first = np.argmax(given["weights"][0])
+    name = given["source_tokens"][first] + (f" ({first + 1})" if first in (0, 2) else "")  # red comes twice
+    assert f"looked at gold   {name} {100 * given['weights'][0][first]:.0f} %" in shown
     assert shown.splitlines()[-1] == f"picture   {tmp_path / 'a.svg'}"
 
 
