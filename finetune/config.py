@@ -272,7 +272,7 @@ def _parse_value(text: str, setting: Setting, override: str) -> Any:
     kinds = set(_leaf_types(setting.annotation))
     if text in {"null", "none", "None"} and type(None) in kinds:
         return None
-    if str in kinds and not text.startswith("["):
+    if str in kinds and not (text.startswith("[") and _takes_list(setting.annotation)):
         return text
     if len(text) > MAX_YAML_BYTES or text.count("[") > MAX_YAML_DEPTH:
         raise UserError(Exit.USAGE, f"{setting.path}: the value is too large")
@@ -301,6 +301,10 @@ def _leaf_types(annotation: Any) -> Iterator[Any]:
             yield from _leaf_types(argument)
     else:
         yield annotation
+
+
+def _takes_list(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is list or any(map(_takes_list, typing.get_args(annotation)))
 
 
 def _type_name(annotation: Any) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -354,7 +354,7 @@ class Trainer:
             return
         state = found.state()
         self.progress = Progress(**state["progress"])
-        _load_tensors(self.unwrapped(), found.tensors("model"))
+        _load_tensors(self.unwrapped(), found)
         checkpoint.unpack_optimizer(self.optimizer.optimizer, found.tensors("optimizer"), state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -370,7 +370,7 @@ class Trainer:
         fault = checkpoint.verify(best)
         if fault is not None:
             raise UserError(Exit.IO_FAILED, f"{best} is damaged ({fault}): the best weights are lost; train again")
-        _load_tensors(self.unwrapped(), checkpoint.Checkpoint(best, self.progress.best_step).tensors("model"))
+        _load_tensors(self.unwrapped(), checkpoint.Checkpoint(best, self.progress.best_step))
 
     # Helpers
 
@@ -441,8 +441,11 @@ def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    expected = set(_unique_tensors(model))
-    if expected != set(tensors):
-        raise UserError(Exit.IO_FAILED, f"the checkpoint is of another model: {sorted(expected ^ set(tensors))[:3]}")
-    model.load_state_dict(dict(tensors), strict=False)
+def _load_tensors(model: nn.Module, found: checkpoint.Checkpoint) -> None:
+    """Put a checkpoint's weights into the model; raises UserError (2) where they are of another shape."""
+    own, tensors = _unique_tensors(model), found.tensors("model")
+    strange = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
+    if strange:
+        what = f"{found.folder}: the checkpoint is of another model (they differ in {', '.join(strange[:3])})"
+        raise UserError(Exit.USAGE, f"{what}\ngive the settings that the run began with, or another output_dir")
+    model.load_state_dict(tensors, strict=False)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,6 +105,18 @@ def train_toy(folder: Path, model: Path, *settings: object, output: str = "run")
     files = toy_files(folder)
     done("train", "bert_classification", *files, f"model={model}", f"output_dir={folder / output}", *FAST, *settings)
     return folder / output
+
+
+def generated_files(folder: Path, task: str, *options: str, train: int) -> list[str]:
+    """Write pairs of a small task by data/dates/generate.py into a folder and return them as settings."""
+    sizes = {"train": (train, 1), "validation": (100, 2), "test": (200, 3)}
+    for name, (rows, seed) in sizes.items():
+        script = ROOT / "data" / "dates" / "generate.py"
+        place = ["--output", str(folder / f"{name}.jsonl")]
+        argv = [str(script), task, "--rows", str(rows), "--seed", str(seed), *place, *options]
+        with mock.patch.object(sys, "argv", argv):
+            runpy.run_path(str(script), run_name="__main__")
+    return [f"data.{name}={folder / f'{name}.jsonl'}" for name in sizes]
 
 
 @contextlib.contextmanager

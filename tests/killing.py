@@ -1,4 +1,4 @@
-"""Trains the tiny model through the command line in a process of its own, and kills that process at a given moment."""
+"""Trains tiny models through the command line in a process of its own, and kills that process at a given moment."""
 
 import dataclasses
 import json
@@ -17,24 +17,28 @@ from calling import ROOT, call, sha256, toy_files
 from finetune import checkpoint
 
 SETTINGS = (
-    "max_length=32", "baseline=none", "train.learning_rate=3e-3", "train.num_train_epochs=12", "train.save_steps=1",
+    "baseline=none", "train.learning_rate=3e-3", "train.num_train_epochs=12", "train.save_steps=1",
     "train.logging_steps=2", "train.per_device_train_batch_size=8", "train.mixed_precision=no", "train.use_cpu=true",
+)  # fmt: skip
+PAIRS = (
+    "task=transduction", "data.source_column=text", "data.target_column=label", "vocabulary.kind=word",
+    "network.hidden_size=16", "network.intermediate_size=32", "network.dropout=0.3", "search.beam_size=2",
 )  # fmt: skip
 SECONDS_TO_START = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A training command and the folder that it writes."""
+    """A training command on toy rows and the folder that it writes."""
 
     folder: Path
-    model: Path
+    recipe: tuple[str, ...]
 
     @property
     def arguments(self) -> list[str]:
         """Return the command; repeated after a kill it goes on."""
-        places = [f"model={self.model}", f"output_dir={self.folder}"]
-        return ["train", "bert_classification", *toy_files(self.folder.parent), *places, *SETTINGS, "--resume"]
+        files = toy_files(self.folder.parent)
+        return ["train", *self.recipe, *files, f"output_dir={self.folder}", *SETTINGS, "--resume"]
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, whole or not."""
@@ -58,6 +62,16 @@ class Case:
             "predictions": sha256(self.folder / "predictions" / "test.jsonl"),
             "checkpoints": self.steps(),
         }
+
+
+def classifier(folder: Path, model: Path) -> Case:
+    """Return the training of a classifier."""
+    return Case(folder, ("bert_classification", f"model={model}", "max_length=32"))
+
+
+def encoder_decoder(folder: Path, architecture: str) -> Case:
+    """Return the training of a sequence-to-sequence model that writes the label of a text."""
+    return Case(folder, ("seq2seq", f"network.architecture={architecture}", *PAIRS))
 
 
 def start(case: Case, limits: Mapping[int, int] | None = None) -> "subprocess.Popen[str]":

@@ -319,6 +319,11 @@ def test_lists_are_written_in_brackets_and_their_texts_are_kept() -> None:
     assert loaded("seeds=[1,2,3]").seeds == [1, 2, 3]
 
 
+@pytest.mark.parametrize("text", ["[SEP]", "[0-9]+", "["])
+def test_brackets_are_text_where_a_setting_is_no_list(text: str) -> None:
+    assert loaded(f"data.label={text}").data.label == text
+
+
 @pytest.mark.parametrize("text", ["null", "none", "None"])
 def test_null_unsets_a_setting(text: str) -> None:
     assert loaded("limit=3", f"limit={text}").limit is None

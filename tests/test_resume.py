@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from killing import Case, end_after
+from killing import classifier, end_after
 
 from finetune import checkpoint
 
@@ -12,8 +12,8 @@ from finetune import checkpoint
 def test_a_run_that_is_killed_three_times_ends_with_the_model_of_an_uninterrupted_one(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    straight = Case(tmp_path / "straight", tiny_model).finish()
-    killed = Case(tmp_path / "killed", tiny_model)
+    straight = classifier(tmp_path / "straight", tiny_model).finish()
+    killed = classifier(tmp_path / "killed", tiny_model)
     for seconds in np.random.default_rng(11).uniform(0.0, 0.25, 3):
         code, errors = end_after(killed, float(seconds))
         assert code == -signal.SIGKILL, errors

@@ -183,6 +183,19 @@ def test_an_alignment_is_what_decode_reads_with(feeding: bool) -> None:
     assert torch.allclose(moved, step, atol=1e-10, rtol=0)
 
 
+@torch.no_grad()
+@every_shape
+def test_the_state_has_one_size_however_long_the_output(changes: dict[str, Any]) -> None:
+    model = network(**changes)
+    memory = model.encode(drawn(BATCH, SOURCE, DIM), mask())
+    state, sizes = model.start(memory), set()
+    for _ in range(40):
+        sizes.add(sum(part.numel() for layer in state.layers for part in layer) + state.feed.numel())
+        _, state = model.step(drawn(BATCH, DIM), state, memory)
+    states = 2 if model.layers[0].cell is rnn.lstm else 1
+    assert sizes == {BATCH * DIM * (states * len(model.layers) + 1)}  # and the readout for input feeding
+
+
 @every_shape
 def test_selected_rows_go_on_as_if_they_had_been_alone(changes: dict[str, Any]) -> None:
     model = network(**changes)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from finetune import cpu
 from finetune.errors import Exit, UserError
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel, sequence_loss
+from finetune.seq2seq.search import SearchConfig, search_all
 
 PAD, BOS, EOS, FIRST = 0, 2, 3, 4
 VOCAB = 20
@@ -28,6 +29,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "rnn one direction": {"architecture": "rnn", "bidirectional": False},
     "rnn input feeding": {"architecture": "rnn", "input_feeding": True},
 }
+OTHERS: dict[str, dict[str, Any]] = {  # what SHAPES leaves out of cells times attentions
+    f"rnn {cell} {attention}": {"architecture": "rnn", "cell": cell, "attention": attention}
+    for cell in ("gru", "rnn")
+    for attention in ("none", "dot", "scaled_dot", "general")
+}
 every_shape = pytest.mark.parametrize("name", list(SHAPES))
 every_tying = pytest.mark.parametrize("tying", ["none", "target", "all"])
 
@@ -38,7 +44,7 @@ def model(name: str = "transformer", **changes: Any) -> Seq2SeqModel:
         "num_decoder_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "dropout": 0.0,
     }  # fmt: skip
     torch.manual_seed(0)
-    return Seq2SeqModel(Seq2SeqConfig(**sizes | SHAPES[name] | changes))
+    return Seq2SeqModel(Seq2SeqConfig(**sizes | (SHAPES | OTHERS)[name] | changes))
 
 
 def padded(sentences: list[list[int]], width: int = 0) -> Tensor:
@@ -143,6 +149,25 @@ def test_scheduled_sampling_is_refused_without_a_recurrent_decoder() -> None:
     assert caught.value.code == Exit.USAGE
 
 
+@pytest.mark.parametrize("beam", [1, 4])
+@every_shape
+def test_search_writes_the_same_alone_and_in_a_padded_batch_with_the_probability_of_decode(
+    name: str, beam: int
+) -> None:
+    network, (source, _) = model(name).double().eval(), pairs(6)
+    sources = [row[row != PAD].tolist() for row in source]
+    config = SearchConfig(beam_size=beam, num_return_sequences=beam, max_new_tokens=12)
+    together = search_all(network, sources, config, seed=0)
+    alone = [search_all(network, [one], config, seed=0)[0] for one in sources]
+    assert [[one.tokens for one in found] for found in together] == [[one.tokens for one in found] for found in alone]
+    for row, found in zip(source, together, strict=True):
+        for hypothesis in found:
+            target = torch.tensor([[BOS, *hypothesis.tokens, EOS]])
+            known = network(row[None], (row != PAD)[None], target[:, :-1]).logits.log_softmax(dim=-1)
+            whole = known.gather(2, target[:, 1:, None]).sum().item()
+            assert hypothesis.log_probability == pytest.approx(whole, rel=1e-5)
+
+
 # The loss
 
 
@@ -186,7 +211,7 @@ def test_a_loss_is_the_sum_of_the_losses_of_its_rows() -> None:
 # Training
 
 
-@every_shape
+@pytest.mark.parametrize("name", [*SHAPES, *OTHERS])
 def test_twenty_random_pairs_are_learnt_by_heart(name: str) -> None:
     network, (source, target) = model(name, hidden_size=48, intermediate_size=96), pairs(20)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.0)

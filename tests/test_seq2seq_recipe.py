@@ -2,13 +2,14 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from calling import call, done, private_cache, read_jsonl, sha256
+from calling import call, done, private_cache, read_jsonl, sha256, tree
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -191,6 +192,8 @@ def spoilt(folder: Path, row: dict[str, Any]) -> str:
         (lambda f: ["data.source_column=sauce"], 65, ["has no column sauce; did you mean source?"]),
         (lambda f: ["data.on_long=error", "max_source_length=5"], 65,
          ["train.jsonl:", "max_source_length=5", "\ngive data.on_long=truncate or skip"]),
+        (lambda f: ["data.on_long=skip", "max_source_length=3", "max_target_length=3"], 65,
+         ["train.jsonl: every pair is longer than max_source_length=3 or max_target_length=3; raise them"]),
         (lambda f: ["vocabulary.kind=character", "vocabulary.vocab_size=9"], 2, ["vocab_size"]),
         (lambda f: ["search.beam_size=0"], 2, ["search.beam_size cannot be 0: must be above 0"]),
         (lambda f: ["architecture=transfomer"], 2, ["architecture cannot be 'transfomer'"]),
@@ -199,7 +202,8 @@ def spoilt(folder: Path, row: dict[str, Any]) -> str:
         (lambda f: ["metric_for_best_model=bleu"], 2, ["transduction has no such score", "exact_match"]),
         (lambda f: ["network.tie_embeddings=all", "vocabulary.shared=false", "data.target_column=source"], 2, None),
     ],
-    ids=["source", "target", "column", "long", "alphabet", "beam", "architecture", "heads", "task", "metric", "tying"],
+    ids=["source", "target", "column", "long", "all long", "alphabet", "beam", "architecture", "heads", "task",
+         "metric", "tying"],
 )  # fmt: skip
 def test_wrong_input_is_named_and_nothing_is_written(
     tmp_path: Path, change: Any, code: int, mentions: list[str] | None
@@ -221,15 +225,62 @@ def test_wrong_input_is_named_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_another_architecture_is_refused(trained: Path, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize(
+    ("change", "mentions"),
+    [
+        ({"hidden_size": 64}, "config.json and the weights are of different models"),
+        ({"architecture": "rnn"}, "config.json and the weights are of different models (network.attention."),
+        ({"num_encoder_layers": 2}, "config.json and the weights are of different models"),  # one layer would be random
+        ({"num_decoder_layers": 0}, "num_decoder_layers=0"),
+        ({"source_vocab_size": 90, "target_vocab_size": 90}, "config.json and the weights are of different models"),
+    ],
+    ids=str,
+)
+def test_a_model_folder_whose_config_is_of_another_network_is_refused(
+    trained: Path, tmp_path: Path, change: dict[str, Any], mentions: str
+) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     config = json.loads((run / "model" / "config.json").read_text())
-    (run / "model" / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    (run / "model" / "config.json").write_text(json.dumps(config | change))
+    evaluate = ("evaluate", run, "--data", trained.parent / "test.jsonl")
+    for outcome in (call("predict", run / "model", stdin="red\n"), call(*evaluate)):
+        assert outcome.code == 65, outcome.err
+        assert f"error: {run / 'model'}" in outcome.err
+        assert mentions in outcome.err
+        assert "Traceback" not in outcome.err
+
+
+def test_damaged_weights_and_foreign_vocabularies_are_refused(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    tokenizer = json.loads((run / "model" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["purple"] = len(tokenizer["model"]["vocab"])
+    (run / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
     outcome = call("predict", run, stdin="red\n")
-    assert outcome.code == 65
-    assert "Traceback" not in outcome.err
+    assert (outcome.code, "do not belong together" in outcome.err) == (65, True), outcome.err
+    (run / WEIGHTS).write_bytes((run / WEIGHTS).read_bytes()[:100])
+    outcome = call("predict", run, stdin="red\n")
+    assert (outcome.code, "the weights are damaged" in outcome.err) == (65, True), outcome.err
+
+
+@pytest.mark.parametrize("change", [("transformer", "rnn"), ("hidden_size: 32", "hidden_size: 64")], ids=str)
+def test_resume_refuses_settings_and_checkpoints_of_another_network(
+    trained: Path, tmp_path: Path, change: tuple[str, str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "results.json").unlink()
+    stored = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(stored.replace(*change))
+    before = {name: digest for name, digest in tree(run).items() if name.startswith(("model", "checkpoints"))}
+    outcome = call("train", "--config", run / "config.yaml", f"output_dir={run}", "--resume")
+    assert outcome.code == 2, outcome.err
+    assert "the checkpoint is of another model" in outcome.err
+    assert "give the settings that the run began with" in outcome.err
+    (run / "config.yaml").write_text(stored)
+    (tmp_path / "new.yaml").write_text(stored.replace(*change))
+    outcome = call("train", "--config", tmp_path / "new.yaml", f"output_dir={run}", "--resume")
+    assert outcome.code == 2, outcome.err
+    assert "--resume with other settings than the run began with:" in outcome.err
+    assert {name: digest for name, digest in tree(run).items() if name in before} == before
 
 
 def test_the_loss_of_a_batch_is_a_sum_over_target_tokens(trained: Path) -> None:

@@ -49,6 +49,7 @@ def test_the_configuration_is_filled_from_key_value_arguments() -> None:
         ("source_column=[]", "name one column"),
         ("source_column=[a, a]", "name one column"),
         ("on_long=window", "expected truncate|error|skip"),
+        ("skip_turns=[0-9", "skip_turns cannot be '[0-9': no regular expression: unterminated character set"),
         ("validation_share=2", "between 0 and 1"),
         ("text_column=a", "unknown setting text_column"),
     ],
@@ -155,6 +156,35 @@ def test_without_targets_a_dialogue_waits_for_its_next_turn(tmp_path: Path) -> N
     assert split.sources() == ["three\nfour", "eins\nzwei"]
     assert split.rows.column_names == ["id", "source", "file", "line"]
     assert "was read without targets" in refusal(Exit.BAD_DATA, split.targets)
+
+
+ANNOTATED: list[dict[str, Any]] = [
+    {"id": "d1", "turns": ["one", "two", "7\t2 1", "three", "7\t2 1 3"]},
+    {"id": "d2", "turns": ["eins", "zwei 7\t2 1"]},  # the pattern matches a part of the turn: it stays
+]
+
+
+def test_turns_that_the_pattern_matches_whole_are_neither_targets_nor_context_and_are_counted(tmp_path: Path) -> None:
+    file = write(tmp_path, "t.jsonl", ANNOTATED)
+    config = SequenceDataConfig(turns_column="turns", skip_turns=r"\d\t[\d ]+")
+    split = read_split("train", file, config)
+    assert split.sources() == ["one", "one\ntwo", "eins"]
+    assert split.targets() == ["two", "three", "zwei 7\t2 1"]
+    assert split.rows["id"][:] == ["d1:2", "d1:3", "d2:2"]
+    assert split.skipped_turns == 2
+    assert read_split("input", file, config, with_targets=False).sources()[0] == "one\ntwo\nthree"
+    plain = read(file, turns_column="turns")
+    assert (plain.skipped_turns, len(plain)) == (0, 5)
+    assert plain.rows._fingerprint != split.rows._fingerprint
+
+
+def test_turns_left_out_are_counted_in_train_alone_and_an_empty_dialogue_is_told(tmp_path: Path) -> None:
+    rows = [{"turns": [f"a {n}", f"b {n}", "END"]} for n in range(20)]
+    file = write(tmp_path, "t.jsonl", rows)
+    splits = read_splits(SequenceDataConfig(train=file, turns_column="turns", skip_turns="END"), seed=1)
+    assert {name: split.skipped_turns for name, split in splits.items()} == {"train": 20, "validation": 0}
+    message = refusal(Exit.BAD_DATA, read, file, turns_column="turns", skip_turns="END|[ab] 3")
+    assert f"1 row is empty (1 without source): {file}:4" in message
 
 
 @pytest.mark.parametrize(

@@ -303,15 +303,15 @@ def test_where_no_checkpoint_is_whole_the_resume_ends_with_74(tmp_path: Path) ->
     assert caught.value.code == Exit.IO_FAILED
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    class Other(Tagger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.extra = nn.Linear(2, 2, dtype=torch.float64)
-
+def test_a_checkpoint_of_another_model_is_refused_with_the_names_that_differ(tmp_path: Path) -> None:
+    longer, wider = Tagger(), Tagger()
+    longer.extra = nn.Linear(2, 2, dtype=torch.float64)
+    wider.head = nn.Linear(8, TAGS + 1, dtype=torch.float64)
     train(tmp_path / "run", at_update=crash_at(3))
-    with pytest.raises(UserError, match="the checkpoint is of another model"):
-        train(tmp_path / "run", resume=True, model=Other())
+    for model, differing in ((longer, "extra.bias"), (wider, "head.weight")):
+        with pytest.raises(UserError, match=rf"step-\d+: the checkpoint is of another model .*{differing}") as caught:
+            train(tmp_path / "run", resume=True, model=model)
+        assert caught.value.code == Exit.USAGE
 
 
 # One update

@@ -40,9 +40,9 @@ def ordinal(day: int) -> str:
     return "th" if 11 <= day <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
 
 
-def words(task: str, draw: random.Random) -> tuple[str, str]:
-    """Return 3 to 14 words and the same copied, reversed or sorted."""
-    row = [draw.choice(WORDS) for _ in range(draw.randint(3, 14))]
+def words(task: str, longest: int, draw: random.Random) -> tuple[str, str]:
+    """Return 3 to `longest` words and the same copied, reversed or sorted."""
+    row = [draw.choice(WORDS) for _ in range(draw.randint(3, longest))]
     changed = {"copy": row, "reverse": row[::-1], "sort": sorted(row)}[task]
     return " ".join(row), " ".join(changed)
 
@@ -53,12 +53,13 @@ def main() -> None:
     parser.add_argument("task", choices=["dates", "copy", "reverse", "sort"])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--longest", type=int, default=14, help="most words of a row; dates do not use it")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     draw = random.Random(given.seed)
     with given.output.open("w", encoding="utf-8") as stream:
         for _ in range(given.rows):
-            source, target = date(draw) if given.task == "dates" else words(given.task, draw)
+            source, target = date(draw) if given.task == "dates" else words(given.task, given.longest, draw)
             stream.write(json.dumps({"source": source, "target": target}) + "\n")
 
 

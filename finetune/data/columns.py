@@ -119,6 +119,7 @@ class Split:
     files: tuple[str, ...]
     sha256: dict[str, str]
     skipped: int = 0
+    skipped_turns: int = 0  # of dialogues, by data.skip_turns
     held_out: str = ""
     encoding: str = "utf-8"
 
@@ -494,7 +495,8 @@ def part_off(train: Split, chosen: np.ndarray, config: DataRules, how: str) -> d
     """Make validation of the rows of train that are `chosen` (a mask), and say how; what was skipped stays train's."""
     share = f"{config.validation_share:.1%}".replace(".0%", "%").replace("%", " %")
     held = train.select(np.flatnonzero(chosen))
-    held = dataclasses.replace(held, name="validation", held_out=f"{share} of train, {how}", skipped=0)
+    told = f"{share} of train, {how}"
+    held = dataclasses.replace(held, name="validation", held_out=told, skipped=0, skipped_turns=0)
     return {"train": train.select(np.flatnonzero(~chosen)), "validation": held}
 
 

@@ -1,6 +1,7 @@
 """Sources with their targets: pairs of texts, several references a row, and dialogues that become one row a turn."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -35,6 +36,7 @@ class SequenceColumns(DataFiles):
     references_column: str | None = field(None, "column of all references of a row, in files that have it")
     turns_column: str | None = field(None, "column of a list of turns: each becomes the target of those before it")
     context_turns: Annotated[int, Field(ge=1)] = field(3, "turns before the target that make a source")
+    skip_turns: str | None = field(None, "regular expression: turns that it matches whole are left out and counted")
     separator: str = field("\\n", "what stands between joined columns and turns; \\n is a line end, \\t a tab")
     id_column: str | None
 
@@ -52,6 +54,30 @@ class SequenceDataConfig(DataRules, SequenceColumns):
         if not columns or len(set(_listed(columns))) < len(_listed(columns)):
             raise ValueError("name one column, or several different ones")
         return columns
+
+    @field_validator("skip_turns")
+    @classmethod
+    def _is_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return pattern
+
+
+@dataclasses.dataclass
+class _TurnFilter:
+    """Leaves out the turns that a pattern matches whole, and counts them."""
+
+    pattern: re.Pattern[str] | None
+    skipped: int = 0
+
+    def __call__(self, turns: list[str]) -> list[str]:
+        if self.pattern is None:
+            return turns
+        kept = [turn for turn in turns if not self.pattern.fullmatch(turn)]
+        self.skipped += len(turns) - len(kept)
+        return kept
 
 
 def read_split(name: str, files: str | list[str], config: SequenceDataConfig, *, with_targets: bool = True) -> Split:
@@ -109,12 +135,20 @@ def _wanted(config: SequenceDataConfig, with_targets: bool) -> Wanted:
 
 def _shaped(name: str, sources: list[Source], config: SequenceDataConfig, with_targets: bool) -> Split:
     wanted = _wanted(config, with_targets)
-    shape = _turn_rows if config.turns_column is not None else _pair_rows
-    shaped = [dataclasses.replace(source, rows=shape(source, wanted, config, with_targets)) for source in sources]
-    made_of = repr((wanted.columns, config.context_turns, config.separator))  # part of the split's fingerprint
+    turns = _TurnFilter(None if config.skip_turns is None else re.compile(config.skip_turns))
+
+    def rows(source: Source) -> Iterator[Row]:
+        if config.turns_column is None:
+            return _pair_rows(source, wanted, config, with_targets)
+        return _turn_rows(source, config, turns, with_targets)
+
+    shaped = [dataclasses.replace(source, rows=rows(source)) for source in sources]
+    how = (config.context_turns, config.skip_turns, config.separator)
+    made_of = repr((wanted.columns, *how))  # part of the split's fingerprint
     columns = {"source": made_of, **({"target": made_of, "references": made_of} if with_targets else {}), "id": "id"}
     roles = dataclasses.replace(wanted, columns=columns, lists=("references",))
-    return gather(name, shaped, roles, config.on_empty)
+    split = gather(name, shaped, roles, config.on_empty)
+    return dataclasses.replace(split, skipped_turns=turns.skipped)
 
 
 def _pair_rows(source: Source, wanted: Wanted, config: SequenceDataConfig, with_targets: bool) -> Iterator[Row]:
@@ -141,11 +175,11 @@ def _target(target: Value, given: Value) -> tuple[Value, Value]:
     return first, target if isinstance(target, list) and len(target) > 1 else None
 
 
-def _turn_rows(source: Source, wanted: Wanted, config: SequenceDataConfig, with_targets: bool) -> Iterator[Row]:
+def _turn_rows(source: Source, config: SequenceDataConfig, kept: _TurnFilter, with_targets: bool) -> Iterator[Row]:
     """Yield a row for each turn but the first: its source are the turns before it, `context_turns` at most.
 
     A dialogue too short for that yields a row without source or target, so that it is counted with the empty ones.
-    The id is that of the dialogue and the number of the target's turn, from 1.
+    The id is that of the dialogue and the number of the target's turn, from 1, among those that are `kept`.
     """
     separator = _separator(config)
     for line, (turns, identity) in source.rows:
@@ -153,7 +187,7 @@ def _turn_rows(source: Source, wanted: Wanted, config: SequenceDataConfig, with_
         if turns is not None and not isinstance(turns, list):
             what = f"{where}: turns must be a list of texts, not {shown(turns)}"
             raise UserError(Exit.BAD_DATA, f"{what}; give data.turns_column=NAME of such a list")
-        turns = turns or []
+        turns = kept(turns or [])
         ends = range(1, len(turns)) if with_targets else [len(turns)]
         for end in ends:
             before = turns[max(0, end - config.context_turns) : end]

@@ -73,9 +73,13 @@ def say_cut(run: Run, long: int, rows: int, max_length: int, on_long: str) -> No
 
 
 def say_pairs(run: Run, config: SequenceDataConfig, splits: Mapping[str, Split]) -> dict[str, Any]:
-    """Tell rows and leaks of sources with targets; return the leaks for the record, as `say_data` does."""
+    """Tell rows, turns left out and leaks of sources with targets; return the last two for the record."""
     run.say("data", " · ".join(f"{len(split):,} {name}" for name, split in splits.items()))
-    return _say_splits(run, config, splits)
+    turns = {name: split.skipped_turns for name, split in splits.items()}
+    if sum(turns.values()):
+        counts = ", ".join(f"{number:,} of {name}" for name, number in turns.items() if number)
+        run.say("", f"turns left out by data.skip_turns: {counts}")
+    return _say_splits(run, config, splits) | ({} if config.skip_turns is None else {"skipped_turns": turns})
 
 
 def say_vocabularies(

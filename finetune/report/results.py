@@ -17,7 +17,8 @@ from finetune.run import Run
 JUDGED_BY = "accuracy"
 SAME_FOR_ALL = ("recipe", "task", "model", "definitions", "baseline", "baselines")  # parts of a result that seeds share
 KEPT_OF_FIRST = (
-    "system", "labels", "language", "judged_on", "rows", "skipped_rows", "resolution", "parameters", "signatures",
+    "system", "labels", "language", "judged_on", "rows", "skipped_rows", "skipped_turns", "resolution", "parameters",
+    "signatures",
 )  # fmt: skip
 
 

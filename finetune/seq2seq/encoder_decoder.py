@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from finetune import cpu, hardware, pretrained
@@ -150,12 +151,26 @@ def build(
 def load(folder: Path) -> EncoderDecoder:
     """Load what `EncoderDecoder.save` wrote; raises UserError 66 where nothing is there, 65 where it does not fit."""
     vocabularies = Vocabularies.load(folder)
+    how: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
-        model = Seq2SeqModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+        # Mismatches are let through to be counted: weights that are missing would silently be random ones.
+        model, found = Seq2SeqModel.from_pretrained(
+            folder, ignore_mismatched_sizes=True, output_loading_info=True, **how
+        )
+    except SafetensorError as error:
+        message = f"{folder}: the weights are damaged ({error}); copy the folder again, or train again"
+        raise UserError(Exit.BAD_DATA, message) from None
+    except (UserError, OSError, ValueError, RuntimeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(Exit.BAD_DATA, f"{folder} holds no sequence-to-sequence model: {first[:200]}") from None
-    if len(vocabularies.target) != model.config.target_vocab_size:
+    strange = sorted(
+        {*found["missing_keys"], *found["unexpected_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    )
+    if strange:
+        what = f"{folder}: config.json and the weights are of different models ({', '.join(strange[:3])})"
+        raise UserError(Exit.BAD_DATA, f"{what}\ncopy the folder again, or train again")
+    sizes = (model.config.source_vocab_size, model.config.target_vocab_size)
+    if (len(vocabularies.source), len(vocabularies.target)) != sizes:
         raise UserError(Exit.BAD_DATA, f"{folder}: vocabulary and model do not belong together; train again")
     return EncoderDecoder(model.to(hardware.device_type(use_cpu=False)).eval(), vocabularies)
 
@@ -206,7 +221,8 @@ def encode(
         raise UserError(Exit.BAD_DATA, f"{what}\ngive data.on_long=truncate or skip, or longer limits")
     kept = np.flatnonzero(~long) if on_long == "skip" else np.arange(len(sources))
     if not len(kept):
-        raise UserError(Exit.BAD_DATA, f"{split.name}: every pair is longer than the longest; raise max_source_length")
+        limits = f"max_source_length={longest.source} or max_target_length={longest.target}"
+        raise UserError(Exit.BAD_DATA, f"{split.files[0]}: every pair is longer than {limits}; raise them")
     return EncodedPairs(
         [cut(sources[row], longest.source) for row in kept],
         None if targets is None else [cut(targets[row], longest.target) for row in kept],

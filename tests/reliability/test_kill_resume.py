@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from calling import call
-from killing import Case, end_after, start
+from killing import classifier, encoder_decoder, end_after, start
 
 from finetune.errors import Exit
 
@@ -19,13 +19,13 @@ KILLS = 10
 @pytest.fixture(scope="module")
 def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what an uninterrupted run writes."""
-    return Case(tmp_path_factory.mktemp("straight") / "run", tiny_model).finish()
+    return classifier(tmp_path_factory.mktemp("straight") / "run", tiny_model).finish()
 
 
 @pytest.mark.timeout(600)
 def test_ten_kills_at_random_moments_change_nothing(tiny_model: Path, tmp_path: Path, straight: dict[str, Any]) -> None:
     random = np.random.default_rng(2)
-    case = Case(tmp_path / "run", tiny_model)
+    case = classifier(tmp_path / "run", tiny_model)
     for kill in range(KILLS):
         code, errors = end_after(case, float(random.uniform(0.0, 0.12)))
         assert code == -signal.SIGKILL, f"kill {kill}: {errors}"
@@ -34,11 +34,22 @@ def test_ten_kills_at_random_moments_change_nothing(tiny_model: Path, tmp_path: 
     assert not list(case.folder.rglob(".tmp-*"))
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("architecture", ["transformer", "rnn"])
+def test_kills_change_nothing_of_an_encoder_decoder(architecture: str, tmp_path: Path) -> None:
+    straight = encoder_decoder(tmp_path / "straight", architecture).finish()
+    case = encoder_decoder(tmp_path / "killed", architecture)
+    for seconds in np.random.default_rng(3).uniform(0.0, 0.12, 3):
+        code, errors = end_after(case, float(seconds))
+        assert code == -signal.SIGKILL, errors
+    assert case.finish() == straight
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_command_with_its_code_and_costs_nothing(
     tiny_model: Path, tmp_path: Path, straight: dict[str, Any], number: signal.Signals, code: int
 ) -> None:
-    case = Case(tmp_path / "run", tiny_model)
+    case = classifier(tmp_path / "run", tiny_model)
     ended, errors = end_after(case, 0.02, number)
     assert ended == code
     last = errors.strip().splitlines()[-1]
@@ -51,7 +62,7 @@ def test_a_signal_ends_the_command_with_its_code_and_costs_nothing(
 def test_a_newest_checkpoint_with_a_flipped_bit_is_told_and_changes_nothing(
     tiny_model: Path, tmp_path: Path, straight: dict[str, Any], name: str
 ) -> None:
-    case = Case(tmp_path / "run", tiny_model)
+    case = classifier(tmp_path / "run", tiny_model)
     # Beyond the sixth update, which ends the first epoch: its checkpoint is the best and stays beside the newest.
     end_after(case, 0.0, signal.SIGTERM, updates=8)
     *_, previous, newest = case.steps()
@@ -68,7 +79,7 @@ def test_a_newest_checkpoint_with_a_flipped_bit_is_told_and_changes_nothing(
 def test_where_no_checkpoint_is_whole_the_command_ends_with_74_and_touches_none(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    case = Case(tmp_path / "run", tiny_model)
+    case = classifier(tmp_path / "run", tiny_model)
     end_after(case, 0.0, signal.SIGTERM)
     for step in case.steps():
         (case.folder / "checkpoints" / f"step-{step:06d}" / "state.json").write_text("{")
@@ -82,7 +93,7 @@ def test_where_no_checkpoint_is_whole_the_command_ends_with_74_and_touches_none(
 def test_a_disk_that_fills_up_ends_with_74_and_after_making_room_nothing_is_different(
     tiny_model: Path, tmp_path: Path, straight: dict[str, Any]
 ) -> None:
-    case = Case(tmp_path / "run", tiny_model)
+    case = classifier(tmp_path / "run", tiny_model)
     end_after(case, 0.0, signal.SIGTERM, updates=2)
     kept = max(case.steps())
     process = start(case, {resource.RLIMIT_FSIZE: 20_000})
