@@ -18,7 +18,7 @@ from studies.learning import Pairs
 from studies.parallelism import Measure
 from studies.scaling import Study
 
-from finetune import cpu
+from finetune import cpu, pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +61,7 @@ def main() -> None:
     given = arguments()
     torch.set_num_threads(given.threads)
     cpu.keep_freed_memory()
+    pretrained.quiet()
     if given.study == "bottleneck" and given.runs:
         bottleneck.tell_runs(given.runs, given.edges, given.output)
     elif given.study == "bottleneck":

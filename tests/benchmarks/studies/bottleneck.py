@@ -9,8 +9,6 @@ from typing import Any
 from finetune import text_evaluation
 from finetune.report.pictures import Series, curves
 from finetune.report.text_results import task_of
-from finetune.run import Run
-from finetune.seq2seq import encoder_decoder
 from finetune.seq2seq.encoder_decoder import NetworkConfig
 from studies import learning, tables
 from studies.learning import Pairs
@@ -97,16 +95,13 @@ def tell(pairs: Pairs, width: int, edges: Sequence[int], seed: int, runs: Path, 
 
 def tell_runs(names: Sequence[str], edges: Sequence[int] | None, folder: Path) -> None:
     """Print and draw the deciding score by source length of runs that were trained for one task on the same data."""
-    runs = [Run.open(name) for name in names]
-    tasks = {task_of(run.results()) for run in runs}
+    runs = learning.opened(names)
+    tasks = {task_of(run.results()) for run in runs.values()}
     task = tasks.pop()
     assert task is not None, "the runs do not write texts"
     assert not tasks, "the runs are of different tasks"
     found = {
-        encoder_decoder.load(run.model).described: text_evaluation.by_source_length(
-            learning.predictions(run), task, edges
-        )
-        for run in runs
+        name: text_evaluation.by_source_length(learning.predictions(run), task, edges) for name, run in runs.items()
     }
     metric, first = task.decides, next(iter(found.values()))
     head = ["words of the source", *(f"{b['from']}-{b['to']} ({b['rows']:,} rows)" for b in first)]

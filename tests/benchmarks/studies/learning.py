@@ -139,6 +139,17 @@ def trained(config: seq2seq.Config, folder: Path) -> Run:
     return Run.open(folder)
 
 
+def opened(names: Sequence[str]) -> dict[str, Run]:
+    """Return finished runs by architecture and size, which must differ."""
+    runs: dict[str, Run] = {}
+    for name in names:
+        parts = encoder_decoder.load(Run.open(name).model)
+        label = f"{parts.name}, {parts.parameters / 1e6:.1f} M"
+        assert label not in runs, f"{name} and {runs[label].folder} are both {label}: give one of them"
+        runs[label] = Run.open(name)
+    return runs
+
+
 def predictions(run: Run) -> TextPredictions:
     """Return what a run wrote for its test rows."""
     return text_evaluation.from_rows(run.read_predictions("test"))

@@ -13,7 +13,6 @@ from torch import Tensor
 from finetune import hardware, optim
 from finetune.data.batching import Batch
 from finetune.report.pictures import Series, curves
-from finetune.run import Run
 from finetune.seq2seq import encoder_decoder
 from finetune.seq2seq.encoder_decoder import EncoderDecoder, Lengths, NetworkConfig
 from finetune.seq2seq.vocabulary import BOS, Vocabularies, VocabularyConfig, learn
@@ -196,7 +195,7 @@ def speed_picture(rates: Rates, title: str, label: str) -> Any:
 
 def tell_runs(names: Sequence[str], folder: Path, losses: Sequence[float]) -> None:
     """Print how long each run trained until it reached some losses, and draw validation loss by seconds."""
-    courses = {described(Run.open(name)): learning.course(learning.read_metrics(Run.open(name))) for name in names}
+    courses = {name: learning.course(learning.read_metrics(run)) for name, run in learning.opened(names).items()}
     wanted = [*losses] or [max(min(loss for _, loss in course) for course in courses.values())]
     rows = []
     for name, course in courses.items():
@@ -214,8 +213,3 @@ def tell_runs(names: Sequence[str], folder: Path, losses: Sequence[float]) -> No
 def first_below(course: Sequence[tuple[float, float]], loss: float) -> float | None:
     """Return the seconds at which a loss was first reached, None where it never was."""
     return next((at for at, value in course if value <= loss), None)
-
-
-def described(run: Run) -> str:
-    """Return the architecture of a run as sentences name it."""
-    return encoder_decoder.load(run.model).described
