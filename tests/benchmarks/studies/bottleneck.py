@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune import text_evaluation
+from finetune import terminal, text_evaluation
 from finetune.report.pictures import Series, curves
 from finetune.report.text_results import task_of
 from finetune.seq2seq.encoder_decoder import NetworkConfig
@@ -105,7 +105,9 @@ def tell_runs(names: Sequence[str], edges: Sequence[int] | None, folder: Path) -
     }
     metric, first = task.decides, next(iter(found.values()))
     head = ["words of the source", *(f"{b['from']}-{b['to']} ({b['rows']:,} rows)" for b in first)]
-    print(tables.markdown(head, [[name, *(shown(b, metric, 1) for b in buckets)] for name, buckets in found.items()]))
+    digits = 1 if terminal.is_percentage(metric) else 3
+    cells = [[name, *(shown(bucket, metric, digits) for bucket in buckets)] for name, buckets in found.items()]
+    print(tables.markdown(head, cells))
     drawn = picture(found, middles(first), metric, f"{metric} by source length")
     tables.save(folder, "bottleneck_runs", {"metric": metric, "systems": found}, {"bottleneck_runs": drawn})
 

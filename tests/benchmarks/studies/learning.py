@@ -144,7 +144,7 @@ def opened(names: Sequence[str]) -> dict[str, Run]:
     runs: dict[str, Run] = {}
     for name in names:
         parts = encoder_decoder.load(Run.open(name).model)
-        label = f"{parts.name}, {parts.parameters / 1e6:.1f} M"
+        label = f"{parts.name}, {parts.parameters / 1e6:.2g} M"
         assert label not in runs, f"{name} and {runs[label].folder} are both {label}: give one of them"
         runs[label] = Run.open(name)
     return runs
