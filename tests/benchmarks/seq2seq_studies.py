@@ -51,8 +51,8 @@ def arguments() -> argparse.Namespace:
     second.add_argument("--use-cpu", action="store_true")
     third.add_argument("--updates", type=int, default=150)
     third.add_argument("--heads", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512])
-    third.add_argument("--trained", type=int, nargs="+", default=[8, 32, 128, 512])
-    third.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    third.add_argument("--trained", type=int, nargs="+", default=[8, 32, 128, 256])
+    third.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     return parser.parse_args()
 
 
