@@ -1,6 +1,6 @@
 """Run every benchmark, one after the other, and write what they print to tests/benchmarks/RESULTS.md.
 
-make bench        (about half an hour on two quiet cores)
+make bench        (about an hour on two quiet cores)
 """
 
 import datetime
@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("startup.py", "training_speed.py", "evaluation_speed.py", "baseline_speed.py", "million_rows.py")
+BENCHMARKS = (
+    "startup.py", "training_speed.py", "evaluation_speed.py", "baseline_speed.py", "million_rows.py",
+    "seq2seq_studies.py parallelism", "seq2seq_studies.py bottleneck", "seq2seq_studies.py scaling",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -24,7 +27,8 @@ def main() -> int:
     failed = False
     for name in BENCHMARKS:
         print(f"== {name}", flush=True)
-        done = subprocess.run([sys.executable, str(HERE / name)], capture_output=True, text=True)
+        script, *arguments = name.split()
+        done = subprocess.run([sys.executable, str(HERE / script), *arguments], capture_output=True, text=True)
         text = done.stdout.strip() if done.returncode == 0 else f"failed:\n{done.stderr.strip()[-2000:]}"
         print(text, flush=True)
         parts.append(f"## {name}\n\n```\n{text}\n```")
