@@ -1,5 +1,7 @@
 """The arithmetic of the studies in tests/benchmarks: sizes that match, places that count, what a softmax passes on."""
 
+from typing import Any
+
 import pytest
 import torch
 from studies.learning import Pairs, closest, course, right_tokens, share_right
@@ -37,7 +39,7 @@ def test_share_right_puts_an_edge_into_the_bucket_that_it_ends() -> None:
 
 
 def test_seconds_of_an_evaluation_lie_between_those_that_were_logged() -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"step": 10, "seconds": 4.0},
         {"step": 15, "validation": {"loss": 2.0}},
         {"step": 20, "seconds": 8.0},
