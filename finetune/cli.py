@@ -37,6 +37,7 @@ SourceColumn = Annotated[str | None, typer.Option("--source-column", help="colum
 TargetColumn = Annotated[str | None, typer.Option("--target-column", help="column of the target in the file")]
 Encoding = Annotated[str | None, typer.Option("--encoding", help="encoding of the file, if not that of train")]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="column separator of the file")]
+OnEmpty = Annotated[str | None, typer.Option("--on-empty", help="error or skip: rows without text or gold")]
 
 
 @app.command()
@@ -93,6 +94,7 @@ def evaluate(
     id_column: IdColumn = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
+    on_empty: OnEmpty = None,
     drop_leaked: Annotated[bool, typer.Option("--drop-leaked", help="leave out texts that stand in train")] = False,
     as_json: Json = False,
 ) -> None:
@@ -106,7 +108,7 @@ def evaluate(
     reading = _reading(
         text_column=text_column, label_column=label_column, text_pair_column=text_pair_column,
         source_column=source_column, target_column=target_column, id_column=id_column, encoding=encoding,
-        delimiter=delimiter,
+        delimiter=delimiter, on_empty=on_empty,
     )  # fmt: skip
     found = commands.evaluate(run, data, drop_leaked=drop_leaked, reading=reading)
     if as_json:

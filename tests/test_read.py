@@ -286,9 +286,11 @@ def test_empty_texts_and_labels_are_refused_with_places_and_total(tmp_path: Path
     message = refusal(file)
     assert message.startswith("7 rows are empty (6 without text, 1 without label): t.csv:2, ")
     assert "t.csv:6, ..." in message.replace(str(tmp_path) + "/", "")
-    assert message.endswith("leave them out with data.on_empty=skip")
+    assert message.endswith("leave them out: data.on_empty=skip (evaluate: --on-empty skip)")
     split = read(file, on_empty="skip")
     assert (len(split), split.skipped) == (3, 7)
+    with pytest.raises(UserError, match=r"Mend them$"):  # rows to predict are never left out
+        read_split("input", str(file), DataConfig(), labelled=False)
 
 
 def test_a_missing_or_null_value_in_json_is_an_empty_one(tmp_path: Path) -> None:

@@ -524,6 +524,16 @@ def test_the_order_of_rows_and_labels_in_a_file_does_not_matter(trained: Path, t
     assert done("evaluate", trained, "--data", one_label, "--json").json["accuracy"]["value"] == pytest.approx(share)
 
 
+def test_evaluate_leaves_out_empty_rows_only_when_asked_to(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gaps.csv"
+    file.write_text((trained.parent / "test.csv").read_text() + "none,,greeting\n")
+    refused = call("evaluate", trained, "--data", file)
+    assert refused.code == 65
+    assert "--on-empty skip" in refused.err
+    found = done("evaluate", trained, "--data", file, "--on-empty", "skip")
+    assert "1 without text or label left out" in found.out
+
+
 def test_evaluate_can_leave_out_texts_that_stand_in_train(trained: Path, tmp_path: Path) -> None:
     leaky = write_csv(tmp_path / "leaky.csv", [*toy_rows(5, 0), *toy_rows(24, 2)])
     found = commands.evaluate(str(trained), str(leaky), drop_leaked=True)

@@ -416,7 +416,9 @@ class _Gathered:
             rows = "1 row is" if total == 1 else f"{total:,} rows are"
             more = ", ..." if self.empty[role] > len(places) else ""
             message = f"{rows} empty ({counts}): {', '.join(places)}{more}"
-            raise UserError(Exit.BAD_DATA, f"{message}. Mend them, or leave them out with data.on_empty=skip")
+            with_gold = not {"label", "target"}.isdisjoint(self.roles)  # rows to predict are never left out
+            skip = ", or leave them out: data.on_empty=skip (evaluate: --on-empty skip)" if with_gold else ""
+            raise UserError(Exit.BAD_DATA, f"{message}. Mend them{skip}")
         if not self.batches:
             raise UserError(Exit.BAD_DATA, f"{self.source}: no row is left once empty ones are skipped")
 
