@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.data.*", "finetune.checkpoint"),
     (
         *("finetune.baselines", "finetune.evaluation", "finetune.text_baselines", "finetune.text_evaluation"),
-        *("finetune.pretrained", "finetune.cpu", "finetune.first_token"),
+        *("finetune.pretrained", "finetune.cpu", "finetune.first_token", "finetune.language_diagnosis"),
     ),
     ("finetune.trainer",),
     ("finetune.classifier", "finetune.seq2seq.*"),
