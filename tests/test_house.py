@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("finetune.baselines", "finetune.evaluation", "finetune.text_baselines", "finetune.text_evaluation"),
         *("finetune.pretrained", "finetune.cpu", "finetune.first_token", "finetune.language_diagnosis"),
     ),
-    ("finetune.trainer",),
+    ("finetune.trainer", "finetune.label_budget"),
     ("finetune.classifier", "finetune.seq2seq.*"),
     ("finetune.explain",),
     ("finetune.report.*",),

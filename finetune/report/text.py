@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune.report.budget import budget_lines
 from finetune.terminal import count, difference, duration, is_percentage, line, p_value, printable, shown
 
 SHOWN_ERRORS = 3
@@ -24,6 +25,8 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
         lines.append(line("seeds", seeds_text(results, judged)))
     if "comparison" in results:
         lines.append(line("verdict", verdict_text(results)))
+    if "budget" in results["diagnostics"]:
+        lines += budget_lines(results["diagnostics"]["budget"])
     errors = results["diagnostics"].get("errors", [])
     for number, error in enumerate(errors[:SHOWN_ERRORS]):
         head = "errors" if number == 0 else ""
