@@ -336,7 +336,8 @@ def _train_budgets(
             run.say("budget", f"{rows:,} rows, seed {seed}")
             _train_budget(recipe, config, rows, seed, run)
         part = Run.open(folder)
-        return judging_of(part.results()).read(part.read_predictions(judged))
+        found: Predictions = judging_of(part.results()).read(part.read_predictions(judged))
+        return found
 
     def cheap(rows: int, seed: int) -> Predictions:
         splits = read_splits(_budget_data(config, rows), seed=seed)

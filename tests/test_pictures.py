@@ -80,7 +80,10 @@ def test_a_picture_that_cannot_be_written_says_where(tmp_path: Path) -> None:
         drawn_map(tmp_path / "nowhere" / "a.svg")
 
 
-MAP = (["BERT, <en>", "oracle"], ["en", "it", "日本"], [[0.95, 0.5, 0.4551], [None, 0.871, None]])
+Grid = list[list[float | None]]
+MAP: tuple[list[str], list[str], Grid] = (
+    ["BERT, <en>", "oracle"], ["en", "it", "日本"], [[0.95, 0.5, 0.4551], [None, 0.871, None]],
+)  # fmt: skip
 
 
 def test_a_heat_map_has_a_number_in_each_cell_that_was_measured(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_a_higher_cell_is_darker_and_its_number_stands_out() -> None:
 
 
 @pytest.mark.parametrize("values", [[[0.5, 0.5]], [[None, 0.5]], [[None, None]]])
-def test_a_heat_map_of_one_value_or_none_can_be_drawn(tmp_path: Path, values: list[list[float | None]]) -> None:
+def test_a_heat_map_of_one_value_or_none_can_be_drawn(tmp_path: Path, values: Grid) -> None:
     save_svg(heat_map(["a"], ["x", "y"], values, "flat"), tmp_path / "a.svg")
     assert texts(tmp_path / "a.svg").count("0.500") == sum(value is not None for value in values[0])
 

@@ -41,7 +41,7 @@ def encoded(parts: Classifier, language: str) -> Encoded:
 
 
 def log_probabilities(parts: Classifier, language: str) -> np.ndarray:
-    return np.log(classifier.predict(parts, encoded(parts, language), SETTINGS).probabilities)
+    return np.asarray(np.log(classifier.predict(parts, encoded(parts, language), SETTINGS).probabilities))
 
 
 # Centring
@@ -222,10 +222,11 @@ def answers(rows: int, share: float) -> Predictions:
 def test_each_language_counts_alike_in_pooled_validation_whatever_its_rows() -> None:
     large, small = answers(90, 1.0), answers(9, 0.0)
     together = Predictions(
-        [*large.ids, *small.ids],
-        *(np.concatenate([a, b]) for a, b in ((large.gold, small.gold), (large.predicted, small.predicted))),
-        np.concatenate([large.probabilities, small.probabilities]),
-        LABELS.names,
+        ids=[*large.ids, *small.ids],
+        gold=np.concatenate([large.gold, small.gold]),
+        predicted=np.concatenate([large.predicted, small.predicted]),
+        probabilities=np.concatenate([large.probabilities, small.probabilities]),
+        labels=LABELS.names,
     )
     found = transfer.mean_over_languages(together, {"en": 90, "it": 9})
     alone = [evaluation.values(one) for one in (large, small)]
