@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("finetune.trainer",),
     ("finetune.classifier", "finetune.seq2seq.*"),
-    ("finetune.explain",),
+    ("finetune.explain", "finetune.crosslingual"),
     ("finetune.report.*",),
     ("recipes.*",),
     ("finetune.commands",),
