@@ -109,10 +109,9 @@ def crosslingual(
     folder, module, config = _trained(run, reading)
     if isinstance(config.data, SequenceDataConfig):
         raise UserError(Exit.USAGE, f"{run} writes texts; crosslingual scores runs that label them")
-    asked = patterns.languages_of("--data", data) if codes is None else codes
+    asked = patterns.languages_of("--data", data) if codes is None else patterns.check_codes("--languages", codes)
     if not asked:
         raise UserError(Exit.NO_INPUT, f"--data {data}: no language has such a file")
-    asked = patterns.check_codes("--languages", asked)
     files = {language: patterns.files_of("--data", data, language, "--languages") for language in asked}
     tests = {language: _read(language, files[language], config.data) for language in asked}
     predictions = module.evaluate(config, folder, patterns.join("test", tests))

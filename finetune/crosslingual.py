@@ -177,14 +177,19 @@ def gaps(matrix: Matrix, source: str) -> dict[str, Any]:
     return found
 
 
-def averages(cells: Mapping[str, Cell], groups: Mapping[str, Sequence[str]], parallel: Sequence[str]) -> dict[str, Any]:
+def averages(
+    cells: Mapping[str, Cell],
+    scores: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    parallel: Sequence[str],
+) -> dict[str, Any]:
     """Average over each group of languages whose cells are all there: {group: {"accuracy": ..., "macro_f1": ...}}.
 
-    Accuracy has an interval: the same rows drawn in every language where all are parallel, else each language by
-    itself (the squares of its distances add up: Zou and Donner 2008, MOVER).
+    `scores` are those of the cells. Accuracy has an interval: the same rows drawn in every language where all are
+    parallel, else each language by itself (the squares of its distances add up: Zou and Donner 2008, MOVER).
     """
     whole = {name: languages for name, languages in groups.items() if set(languages) <= set(cells)}
-    return {name: _average(_some(cells, languages), parallel) for name, languages in whole.items()}
+    return {name: _average(_some(cells, languages), scores, parallel) for name, languages in whole.items()}
 
 
 def language_groups(languages: Sequence[str], sources: Sequence[str]) -> dict[str, list[str]]:
@@ -302,9 +307,9 @@ def _finish(part: Run, row: Row, trained: Trained) -> None:
     shutil.rmtree(part.checkpoints, ignore_errors=True)
 
 
-def _average(cells: Mapping[str, Cell], parallel: Sequence[str]) -> dict[str, Any]:
-    scores = {language: evaluation.score(cell) for language, cell in cells.items()}
-    found = {name: {"value": float(np.mean([s[name]["value"] for s in scores.values()]))} for name in AVERAGED}
+def _average(cells: Mapping[str, Cell], scores: Mapping[str, Any], parallel: Sequence[str]) -> dict[str, Any]:
+    of_cells = [scores[language] for language in cells]
+    found = {name: {"value": float(np.mean([score[name]["value"] for score in of_cells]))} for name in AVERAGED}
     value = found["accuracy"]["value"]
     if set(cells) <= set(parallel):
         first = next(iter(cells.values()))[0].ids
@@ -312,8 +317,8 @@ def _average(cells: Mapping[str, Cell], parallel: Sequence[str]) -> dict[str, An
         interval = _mean_interval(rows)
         low, high = interval.low, interval.high
     else:
-        below = [score["accuracy"]["value"] - score["accuracy"]["low"] for score in scores.values()]
-        above = [score["accuracy"]["high"] - score["accuracy"]["value"] for score in scores.values()]
+        below = [score["accuracy"]["value"] - score["accuracy"]["low"] for score in of_cells]
+        above = [score["accuracy"]["high"] - score["accuracy"]["value"] for score in of_cells]
         low, high = value - math.hypot(*below) / len(cells), value + math.hypot(*above) / len(cells)
     found["accuracy"] |= {"low": low, "high": high}
     return found

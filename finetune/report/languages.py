@@ -222,7 +222,10 @@ def _by_language(
         collected["comparisons"] = crosslingual.verdicts(cells, tfidf)
     collected["diagnostics"] |= {
         "parallel_languages": parallel,
-        "averages": {row: crosslingual.averages(of_row, groups, parallel) for row, of_row in matrix.items()},
+        "averages": {
+            row: crosslingual.averages(of_row, collected["matrix"][row], groups, parallel)
+            for row, of_row in matrix.items()
+        },
         "gap_to_oracle": crosslingual.gaps(matrix, source),
         "consistency": crosslingual.consistency(cells, numbered, reference),
         "between_languages": crosslingual.between_languages(cells, parallel),

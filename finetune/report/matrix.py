@@ -9,7 +9,7 @@ from finetune.terminal import line, p_value, points
 WIDTH = 80
 CELL, GAP = 15, 2
 NONE = "-"
-Rows = list[tuple[str, Mapping[str, str]]]  # label and the text of each column; a column may be missing
+Rows = Sequence[tuple[str, Mapping[str, str]]]  # label and the text of each column; a column may be missing
 
 
 def table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
@@ -17,7 +17,7 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
     diagnostics, languages = results["diagnostics"], list(results["languages"])
     sources, system = diagnostics["train_languages"], diagnostics["system"]
     groups, headings = language_groups(languages, sources), _headings(sources)
-    rows: Rows = []
+    rows: list[tuple[str, Mapping[str, str]]] = []
     for row, cells in results["matrix"].items():
         means = {headings[name]: _cell(part["accuracy"]) for name, part in diagnostics["averages"][row].items()}
         rows.append((f"{system}, {row}", _cells(cells) | means))
@@ -41,7 +41,9 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
 def elsewhere_lines(found: Mapping[str, Any]) -> list[str]:
     """Return what `finetune crosslingual` prints: accuracy in each language, TF-IDF, consistency, and the verdicts."""
     told, languages = found["diagnostics"], list(found["languages"])
-    rows: Rows = [(f"{told['system']}, {told['trained_on']}", _cells(found["languages"]))]
+    rows: list[tuple[str, Mapping[str, str]]] = [
+        (f"{told['system']}, {told['trained_on']}", _cells(found["languages"]))
+    ]
     if "baseline" in told:
         rows.append((f"TF-IDF, {told['trained_on']}", _cells(told["baseline"])))
     if told["consistency"]:
