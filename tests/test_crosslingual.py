@@ -73,6 +73,7 @@ def test_the_oracle_is_each_test_language_with_a_training_file_alone(corpus: Cor
 def test_the_full_matrix_has_each_language_alone_and_all_together_each_once(corpus: Corpus) -> None:
     rows = planned(corpus, Wanted("full"))
     assert list(rows) == ["en", "it", "de", "en+it+de"]
+    assert [row.name for row in crosslingual.plan(corpus, Wanted("full"), seed=1).others] == list(rows)[1:]
     assert len(rows["en+it+de"].train) == 60
     both = dataclasses.replace(corpus, sources=("en", "it"))
     assert list(planned(both, Wanted("full"))) == ["en+it", "en", "it", "de", "en+it+de"]
@@ -222,6 +223,15 @@ def test_consistency_is_the_share_of_rows_with_the_same_prediction_right_or_wron
     assert same["low"] < 0.7  # eight rows do not show more (Wilson)
     seeds = {"en": [HALF, RIGHT], "it": [HALF, HALF]}
     assert crosslingual.consistency(seeds, {"en": False, "it": False}, "en")["it"]["value"] == 0.75
+
+
+def test_a_row_of_several_labels_is_consistent_where_the_whole_set_is() -> None:
+    gold = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
+    other = gold.copy()
+    other[1, 1] = 0
+    one, two = (Predictions(list("wxyz"), gold, said, said * 0.9, LABELS, True) for said in (gold, other))
+    found = crosslingual.consistency({"en": [one], "it": [two]}, {"en": False, "it": False}, "en")
+    assert found["it"]["value"] == 0.75
 
 
 def averaged(cells: dict[str, Cell], groups: dict[str, list[str]], parallel: list[str]) -> dict[str, Any]:
