@@ -8,6 +8,7 @@ from typing import Any
 from finetune import crosslingual, evaluation
 from finetune.crosslingual import Cell, Matrix, Plan, Trained
 from finetune.data import patterns
+from finetune.data.check import leaks
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.data.patterns import Corpus
 from finetune.errors import UserError
@@ -52,6 +53,10 @@ def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
     corpus, source = plan.corpus, plan.source
     splits = {"train": source.train, "validation": source.validation, "test": corpus.together("test", corpus.tests)}
     found = opening.say_data(run, config, splits, corpus.labels)
+    for language in [language for language in corpus.targets if language in corpus.train]:
+        leaked = leaks(corpus.train[language], corpus.test[language])
+        found["leaked_rows"][f"{language} test"] = len(leaked)
+        opening.tell_leak(run, config, corpus.test[language], leaked)
     sizes = " · ".join(f"{language} {len(split):,}" for language, split in corpus.test.items())
     run.say("", f"train {source.name} · test {sizes}")
     if plan.others:

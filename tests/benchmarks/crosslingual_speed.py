@@ -107,9 +107,8 @@ def main() -> None:
     for name in systems:
         rates = sorted(rows / one[name][0] for one in found)
         ratios = sorted(one[name][0] / one["finetune"][0] for one in found)
-        middle = len(found) // 2
-        ratio = f"{ratios[middle]:.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
-        print(f"{name:<22} {rates[middle]:>6.0f} rows/s   finetune is {ratio}")
+        ratio = f"{np.median(ratios):.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+        print(f"{name:<22} {np.median(rates):>6.0f} rows/s   finetune is {ratio}")
     mine, theirs = found[0]["finetune"][1], found[0]["trainer default"][1]
     same = np.mean(np.concatenate([mine[language] == theirs[language] for language in tests]))
     print(f"the same label as trainer default for {100 * same:.1f} % of the rows")
