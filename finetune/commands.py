@@ -13,7 +13,7 @@ from typing import Any
 from finetune import config as configuration
 from finetune import hardware, label_budget, pretrained, text_evaluation
 from finetune.config import flatten, read_yaml, to_tree
-from finetune.data import columns, sequences
+from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, labels_of_rows, read_splits
@@ -22,7 +22,7 @@ from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
 from finetune.label_budget import Contender
-from finetune.report import explanation
+from finetune.report import explanation, languages
 from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
 from finetune.report.results import combine, run_baselines
@@ -103,11 +103,38 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
         before = _trained(run, ())[2].data
         if before.train is None:
             raise UserError(Exit.USAGE, f"--drop-leaked: {run} does not name a training file to look for texts in")
-        leaked = set(leaks(_read("train", before.train, before), split).tolist())
+        files = before.train
+        if patterns.is_pattern(files):
+            sources = folder.results()["diagnostics"]["train_languages"]
+            files = [file for source in sources for file in patterns.expand("data.train", files, source)]
+        leaked = set(leaks(_read("train", files, before), split).tolist())
         left_out = len(leaked)
         split = split.select([row for row in range(len(split)) if row not in leaked])
     predictions = module.evaluate(config, folder, split)
     return {"rows": len(split), "left_out": left_out, "skipped": split.skipped, "scores": _scores(predictions, config)}
+
+
+def crosslingual(
+    run: str, data: str, codes: Sequence[str] | None = None, *, reading: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Score a finished classifier in other languages, untrained there, beside TF-IDF fitted on its training rows.
+
+    `data` is a pattern with {language}; `codes` None: all languages that have a file. `reading` are settings of data
+    that differ from the run's. Returns {"languages", "comparisons", "diagnostics"}.
+    """
+    pretrained.quiet()
+    folder, module, config = _trained(run, reading)
+    if isinstance(config.data, SequenceDataConfig):
+        raise UserError(Exit.USAGE, f"{run} writes texts; crosslingual scores runs that label them")
+    asked = patterns.languages_of("--data", data) if codes is None else patterns.check_codes("--languages", codes)
+    if not asked:
+        raise UserError(Exit.NO_INPUT, f"--data {data}: no language has such a file")
+    files = {language: patterns.files_of("--data", data, language, "--languages") for language in asked}
+    tests = {language: _read(language, files[language], config.data) for language in asked}
+    predictions = module.evaluate(config, folder, patterns.join("test", tests))
+    # What the run was trained on is read as the run read it, whatever `reading` says of the new files.
+    as_trained = _trained(run, ())[2]
+    return languages.elsewhere(folder, tests, predictions, as_trained.data, as_trained.seed)
 
 
 def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -153,7 +180,8 @@ def explain(run: str, text: str, *, target: str | None = None, output: str | Non
 def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     """Compare runs pair by pair on the same test rows; with several pairs the intervals are widened by Holm's method.
 
-    Each comparison carries the rows where only one of the two is right.
+    Each comparison carries the rows where only one of the two is right. Cross-lingual runs are compared in each
+    language that all of them were scored in.
     """
     if len(runs) < 2:
         raise UserError(Exit.USAGE, "give two runs or more: finetune compare RUN RUN")
@@ -161,6 +189,9 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     if len(read) < len(runs):
         raise UserError(Exit.USAGE, "a run is given twice; give two different runs")
     pairs = [(a, b) for place, a in enumerate(runs) for b in runs[place + 1 :]]
+    common = [one for one in read[runs[0]].languages if all(one in stored.languages for stored in read.values())]
+    if common:
+        return _compare_languages(pairs, common)
     together = {f"{a}\n{b}": (read[a].seeds, read[b].seeds) for a, b in pairs}
     task = read[runs[0]].task
     if any(stored.task != task for stored in read.values()):
@@ -302,7 +333,9 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
             finally:
                 run.updated |= part.updated  # what the seed left on disk must outlive a stop
             parts[seed] = part
-    results = combine(run, parts, judging_of(parts[config.seeds[0]].results()))
+    first = parts[config.seeds[0]].results()
+    join = languages.combine if "languages" in first else combine
+    results = join(run, parts, judging_of(first))
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
     run.write_card(model_card(results, to_tree(config), _place(run, config.seeds)))
     return results
@@ -440,20 +473,44 @@ class _Stored:
     seeds: list[Any]
     texts: list[str]
     task: text_evaluation.Task | None
+    languages: list[str]
 
     @property
     def kind(self) -> str:
         return "classification" if self.task is None else self.task.name
 
 
-def _stored_predictions(name: str) -> _Stored:
+def _compare_languages(pairs: Sequence[tuple[str, str]], codes: Sequence[str]) -> list[dict[str, Any]]:
+    """Compare runs pair by pair in each language; the intervals are widened over pairs and languages."""
+    read = {(name, code): _stored_predictions(name, code) for name in sum(pairs, ()) for code in codes}
+    for a, b in pairs:
+        for code in codes:
+            _check_same_texts(a, read[a, code], b, read[b, code])
+    together = {(a, b, code): (read[a, code], read[b, code]) for a, b in pairs for code in codes}
+    found = compare_all({"\n".join(key): (one.seeds, two.seeds) for key, (one, two) in together.items()})
+    return [
+        {
+            "runs": [a, b],
+            "language": code,
+            **found[f"{a}\n{b}\n{code}"],
+            "rows": len(one.texts),
+            "disagreements": _differ(one, two),
+        }
+        for (a, b, code), (one, two) in together.items()
+    ]
+
+
+def _stored_predictions(name: str, language: str | None = None) -> _Stored:
+    """Read what a run, or each of its seeds, predicted of the split that it is judged on, or of one test language."""
     folder = Run.open(name).folder
     parts = [Run.open(path) for path in sorted(folder.glob("seed-*"))] or [Run.open(folder)]
     results = [part.results() for part in parts]
-    rows = [part.read_predictions(of["diagnostics"]["judged_on"]) for part, of in zip(parts, results, strict=True)]
+    splits = [of["diagnostics"]["judged_on"] if language is None else f"test.{language}" for of in results]
+    rows = [part.read_predictions(split) for part, split in zip(parts, splits, strict=True)]
     found = [judging_of(of).read(part) for part, of in zip(rows, results, strict=True)]
     task = task_of(results[0])
-    return _Stored(found, [row["text" if task is None else "source"] for row in rows[0]], task)
+    texts = [row["text" if task is None else "source"] for row in rows[0]]
+    return _Stored(found, texts, task, list(results[0].get("languages", {})))
 
 
 def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:

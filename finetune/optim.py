@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from finetune.errors import Exit, UserError
 
 LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
+WORD_EMBEDDINGS = re.compile(r"(?:^|\.)(?:word_embeddings|wte|embed_tokens|shared)\.weight$")
 PAPER_WIDTH = 768
 PAPER_LEARNING_RATE = 2e-5
 PAPER_EPOCHS = 3
@@ -55,17 +56,21 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
     }
 
 
-def freeze(model: nn.Module, layers: int) -> int:
+def freeze(model: nn.Module, layers: int, *, word_embeddings: bool = False) -> int:
     """Stop training the embeddings and the lowest `layers` layers; return how many parameters stay trained.
 
-    Raises UserError (2) where the model has fewer layers.
+    `word_embeddings` stops those alone: a word of another language, which training does not see, keeps its distance to
+    the words that it sees. Raises UserError (2) where the model has fewer layers, or no word embeddings known by name.
     """
     depths = layer_depths(name for name, _ in model.named_parameters())
     most = max(depths.values(), default=1) - 1
     if layers > most:
         raise UserError(Exit.USAGE, f"frozen_layers={layers}: the model has {most} layers; give {most} at most")
+    words = {name for name in depths if word_embeddings and WORD_EMBEDDINGS.search(name)}
+    if word_embeddings and not words:
+        raise UserError(Exit.USAGE, "freeze_embeddings=true: no word embeddings are known in this model; give false")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(layers == 0 or depths[name] > layers)
+        parameter.requires_grad_((layers == 0 or depths[name] > layers) and name not in words)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -28,7 +28,7 @@ RECORDED_PACKAGES = (
 )  # fmt: skip
 OWN_NAMES = (
     "config.yaml", "environment.json", "train.log", "metrics.jsonl", "results.json", "README.md",
-    "checkpoints", "model", "predictions", "explain", "budget", "pictures",
+    "checkpoints", "model", "predictions", "explain", "budget", "pictures", "rows",
 )  # fmt: skip
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
@@ -101,6 +101,10 @@ class Run:
         with disk_errors(self.folder):
             path.parent.mkdir(exist_ok=True)
         return path
+
+    def row_folder(self, name: str) -> Path:
+        """Return the folder of another row of a cross-lingual matrix, a run inside the run."""
+        return self.folder / "rows" / name
 
     def predictions_file(self, name: str) -> Path:
         """Return the file that holds the predictions named `name` (test, validation, baseline.test)."""

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("finetune.trainer", "finetune.label_budget"),
     ("finetune.classifier", "finetune.seq2seq.*"),
-    ("finetune.explain", "finetune.transfer"),
+    ("finetune.explain", "finetune.transfer", "finetune.crosslingual"),
     ("finetune.report.*",),
     ("recipes.*",),
     ("finetune.commands",),

@@ -115,7 +115,8 @@ class Split:
     `rows` has the columns id, text, text_pair (pairs only), label (labelled only; labels of a multi-label row are
     joined by |), file (index into `files`) and line (from 1; for Parquet and Hub data the number of the row). Rows of
     `finetune.data.sequences` have source, target and references in place of text and label.
-    `sha256` is file -> digest of its bytes as stored, or revision and fingerprint of Hub data.
+    `sha256` is file -> digest of its bytes as stored, or revision and fingerprint of Hub data. `numbered` says that the
+    ids are row numbers, because the data have none: then equal ids of two files mean nothing.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Split:
     skipped_turns: int = 0  # of dialogues, by data.skip_turns
     held_out: str = ""
     encoding: str = "utf-8"
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -279,7 +281,8 @@ def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"
         }
     )
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return Split(name, datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16]), (name,), {name: digest})
+    rows = datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16])
+    return Split(name, rows, (name,), {name: digest}, numbered=True)
 
 
 def digests(splits: Mapping[str, Split]) -> dict[str, str]:
@@ -364,7 +367,8 @@ def gather(name: str, sources: list[Source], wanted: Wanted, on_empty: str) -> S
     made_of = repr((name, files, digests, wanted, on_empty))
     fingerprint = hashlib.sha256(made_of.encode("utf-8", "backslashreplace")).hexdigest()[:16]
     rows = datasets.Dataset(InMemoryTable(table), fingerprint=fingerprint)
-    return Split(name, rows, files, digests, sum(gathered.empty.values()), encoding=wanted.encoding)
+    skipped = sum(gathered.empty.values())
+    return Split(name, rows, files, digests, skipped, encoding=wanted.encoding, numbered=gathered.numbered)
 
 
 class _Gathered:
@@ -382,6 +386,7 @@ class _Gathered:
         self.batches: list[pa.RecordBatch] = []
         self.empty: dict[str, int] = {}
         self.examples: dict[str, list[str]] = {}
+        self.numbered = False  # settled by `table`
 
     def add(self, file: int, line: int, values: list[Value]) -> None:
         """Take one row, or count it among the empty ones."""
@@ -441,6 +446,7 @@ class _Gathered:
         if not unique and self.wanted.id_required:
             raise _repeated_id(table, files)
         usable = unique and not pc.any(pc.equal(ids, "")).as_py()
+        self.numbered = not usable
         settled = ids if usable else pc.cast(table["position"], pa.string())
         order = ["id", *(role for role in self.roles if role != "id"), "file", "line"]
         return table.set_column(table.column_names.index("id"), "id", settled).select(order)

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from finetune import __version__
+from finetune.report.matrix import markdown, table, verdict_lines
 from finetune.report.text import verdict_text
 from finetune.run import SECRET
 from finetune.terminal import count, difference, shown
@@ -40,6 +41,8 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
         parts.append(verdict_text(_with_code(results)).replace("\n", " "))
     if "budget" in results["diagnostics"]:
         parts += ["## How many labels it needs", _budget_table(results["diagnostics"]["budget"])]
+    if "languages" in results:
+        parts += ["## Across languages", *_languages(results)]
     rows = ", ".join(f"{number:,} {name}" for name, number in results["diagnostics"]["rows"].items())
     hashes = "\n".join(f"- {_code(name)} sha256 {digest}" for name, digest in environment["data_sha256"].items())
     parts += [
@@ -58,6 +61,17 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
 
 def _labels(labels: list[str]) -> str:
     return f" {count(len(labels), 'label')}: {', '.join(_code(label) for label in labels)}." if labels else ""
+
+
+def _languages(results: Mapping[str, Any]) -> list[str]:
+    """Return the matrix of a cross-lingual run and a verdict for each language."""
+    parts = [markdown("accuracy", *table(results)), "Half the width of the 95 % interval stands behind ±."]
+    if "comparisons" in results:
+        trained = f"trained on {'+'.join(results['diagnostics']['train_languages'])}"
+        told = verdict_lines(results["comparisons"], results["diagnostics"]["system"], trained)
+        first, *others = [" ".join(text.removeprefix("verdict").split()) for text in told]
+        parts.append("\n".join([f"{first}:\n", *(f"- {text}" for text in others)]))
+    return parts
 
 
 def _code(text: str) -> str:
@@ -87,7 +101,7 @@ def _budget_table(found: Mapping[str, Any]) -> str:
 
 def _score_table(results: Mapping[str, Any], judged: str) -> str:
     columns = {"this model": results["scores"][judged]}
-    for baseline in results.get("baselines", []):
+    for baseline in [one for one in results.get("baselines", []) if judged in one["scores"]]:
         columns[baseline["name"]] = baseline["scores"][judged]
     lines = [f"| {judged} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for metric in results["scores"][judged]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.report.budget import budget_lines
+from finetune.report.matrix import language_lines
 from finetune.terminal import count, difference, duration, is_percentage, line, p_value, printable, shown
 
 SHOWN_ERRORS = 3
@@ -20,10 +21,17 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     judged = results["diagnostics"]["judged_on"]
     scores = results["scores"][judged]
     told = HEADLINES if "accuracy" in scores else dict(zip(scores, scores, strict=True))
-    lines = [line(judged, "   ".join(f"{name} {shown(metric, scores[metric])}" for metric, name in told.items()))]
+    headline = "   ".join(f"{name} {shown(metric, scores[metric])}" for metric, name in told.items())
+    if "languages" in results:
+        headline += f" ({'+'.join(results['diagnostics']['train_languages'])})"
+    lines = [line(judged, headline)]
     if "seeds" in results:
         lines.append(line("seeds", seeds_text(results, judged)))
-    if "comparison" in results:
+    if "languages" in results:
+        lines += language_lines(results)
+        if "comparison" in results:
+            lines += [line("", text) for text in cost_lines(results)]
+    elif "comparison" in results:
         lines.append(line("verdict", verdict_text(results)))
     if "budget" in results["diagnostics"]:
         lines += budget_lines(results["diagnostics"]["budget"])
@@ -48,18 +56,24 @@ def verdict_text(results: Mapping[str, Any]) -> str:
         "worse": f"{system} is worse than {name}: keep the baseline",
         "no difference shown": f"no difference shown between {system} and {name}",
     }[comparison["verdict"]]
-    lines = [f"{opening}: {evidence}."]
+    return "\n".join([f"{opening}: {evidence}.", *cost_lines(results)])
+
+
+def cost_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return what the model cost beside the baseline, its hardest pair of labels, and what the test set can show."""
     seeds = len(results["seeds"]) if "seeds" in results else 1
     cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"] / seeds
+    told = []
     if cheap > 0.05:
-        lines.append(f"It took {dear / cheap:.0f} times as long to train ({duration(dear)} against {duration(cheap)}).")
+        told.append(f"It took {dear / cheap:.0f} times as long to train ({duration(dear)} against {duration(cheap)}).")
     pair = results["diagnostics"].get("most_confused")
     if pair:
-        lines[-1] += f" The hardest pair: {' / '.join(pair['labels'])}."
+        told.append(f"The hardest pair: {' / '.join(pair['labels'])}.")
+    lines = [" ".join(told)] if told else []
     if "resolution" in results["diagnostics"]:
         least = 100 * results["diagnostics"]["resolution"]
         lines.append(f"This test set can show differences from {least:.1f} points up.")
-    return "\n".join(lines)
+    return lines
 
 
 def seeds_text(results: Mapping[str, Any], judged: str) -> str:
@@ -74,10 +88,11 @@ def seeds_text(results: Mapping[str, Any], judged: str) -> str:
 def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     """Return one comparison of two runs: the verdict, then some rows where only one of them is right."""
     first, second = comparison["runs"]
+    where = f" in {comparison['language']}" if "language" in comparison else ""
     opening = {
-        "better": f"{first} is better than {second}",
-        "worse": f"{first} is worse than {second}",
-        "no difference shown": f"no difference shown between {first} and {second}",
+        "better": f"{first} is better than {second}{where}",
+        "worse": f"{first} is worse than {second}{where}",
+        "no difference shown": f"no difference shown between {first} and {second}{where}",
     }[comparison["verdict"]]
     test = TESTS[comparison["metric"] == "accuracy"]
     tests = f"{p_value(comparison['p_value'])} ({test}, {count(comparison['rows'], 'paired text')})"
