@@ -48,21 +48,27 @@ class FakeHub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.people: set[str] = set()  # tokens that the Hub knows
-        self.asked: list[str] = []  # METHOD PATH
+        self.asked: list[str] = []  # METHOD PATH, and the range of bytes if one is asked for
         self.tokens: list[tuple[str, str]] = []  # (question, token) where one came along
         self.unknown: list[str] = []  # paths
-        self.down = False  # ends each connection without an answer
-        self.cuts: dict[str, int] = {}  # file -> how many of the next answers break off
-        self.after: dict[str, Callable[[], object]] = {}  # part of a path -> what happens once, when it was answered
-        self.stalls: set[str] = set()  # parts of paths whose answer never comes
-        self.status: dict[str, int] = {}  # part of a path -> status of the answer
         self.release = threading.Event()  # ends what stalls
+        self.heal()
         answers = type("Answers", (_Answers,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.store = self.url.replace("127.0.0.1", "localhost")  # a client takes it for another host
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def heal(self) -> None:
+        """Let everything go well from now on, and forget what was asked."""
+        self.down = False  # ends each connection without an answer
+        self.cuts: dict[str, int] = {}  # file -> how many of the next answers break off
+        self.after: dict[str, Callable[[], object]] = {}  # part of a path -> what happens once, when it was answered
+        self.stalls: set[str] = set()  # parts of paths whose answer never comes
+        self.status: dict[str, int] = {}  # part of a path -> status of the answer
+        self.asked.clear()
+        self.tokens.clear()
 
     def model(self, name: str, files: Mapping[str, bytes], access: str = "public", reader: str = "") -> Repository:
         """Add a model repository with one commit on main."""
@@ -122,7 +128,7 @@ class _Answers(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         path = unquote(address.path)
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        self.hub.note(f"{self.command} {path}", self.token)
+        self.hub.note(f"{self.command} {path} {self.headers.get('Range') or ''}".rstrip(), self.token)
         status = next((status for part, status in self.hub.status.items() if part in path), None)
         if self.hub.down or any(part in path for part in self.hub.stalls):
             self.hub.release.wait(0 if self.hub.down else GIVES_UP)

@@ -1,10 +1,12 @@
 """Runs commands one after another in a process whose surroundings the test chose before anything was imported.
 
 Each line on stdin is `{"arguments": [...], "environment": {...}}`, each on stdout what came of it. Sockets reach this
-machine alone; who tried more is told in `refused`. Waiting between two tries of a library is cut short.
+machine alone; who tried more is told in `refused`. The code is as it is; only the waiting between two tries of a
+library is shorter, and a download comes in smaller pieces, so that a small file has several, as a large one has.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -14,6 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
+
+from finetune import cli
 
 refused: list[str] = []
 
@@ -32,7 +36,7 @@ def guard(reach: Callable[..., Any], host_of: Callable[..., object]) -> Callable
 
 
 def close_the_world() -> None:
-    """Keep this process on this machine, and its waiting short."""
+    """Keep this process on this machine, its waiting short and its downloads in pieces."""
 
     def host_of(_: socket.socket, address: Any) -> object:
         return address[0] if isinstance(address, tuple) else None  # a Unix socket is a path
@@ -41,13 +45,13 @@ def close_the_world() -> None:
         setattr(socket.socket, name, guard(getattr(socket.socket, name), host_of))
     socket.getaddrinfo = guard(socket.getaddrinfo, lambda host, *_: host)
     wait = time.sleep
+    cli._quiet_environment()  # as every command does first: huggingface_hub reads it when it is imported
+    importlib.import_module("huggingface_hub.constants").DOWNLOAD_CHUNK_SIZE = 4096  # type: ignore[attr-defined]
     time.sleep = lambda seconds: wait(min(float(seconds), 0.02))
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
     """Run one command and tell how it ended."""
-    from finetune import cli
-
     out, err = io.StringIO(), io.StringIO()
     code, began = 0, time.monotonic()
     with (
