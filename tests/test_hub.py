@@ -331,21 +331,23 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_network(
 # Code
 
 
-def test_a_checkpoint_with_code_of_its_own_is_refused(
-    hub: FakeHub, online: Worker, checkpoint: Files, tmp_path: Path
+@pytest.mark.parametrize("kind", ["evil", "bert"])
+def test_code_of_a_checkpoint_is_not_run(
+    hub: FakeHub, online: Worker, checkpoint: Files, tmp_path: Path, kind: str
 ) -> None:
     marker = tmp_path / "marker"
-    config = json.loads(checkpoint["config.json"])
-    config |= {
-        "model_type": "evil",
-        "auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"},
-    }
+    classes = {"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model"}
+    config = json.loads(checkpoint["config.json"]) | {"model_type": kind, "auto_map": classes}
     code = f"open({str(marker)!r}, 'w')\n".encode()
-    hub.model("org/evil", checkpoint | {"config.json": json.dumps(config).encode(), "evil.py": code})
-    assert_error(online.call(*training(tmp_path, "org/evil")), 77, "its files ask to run their own code")
+    hub.model(f"org/own-{kind}", checkpoint | {"config.json": json.dumps(config).encode(), "evil.py": code})
+    answer = online.call(*training(tmp_path, f"org/own-{kind}"))
+    if kind == "evil":
+        assert_error(answer, 77, "its files ask to run their own code")
+        assert not (tmp_path / "run").exists()
+    else:  # transformers has this architecture, so it does without
+        assert answer.code == 0, answer.err
     assert not marker.exists()
-    assert not hub.asked_for("/org/evil/resolve/main/evil.py")
-    assert not (tmp_path / "run").exists()
+    assert not hub.asked_for("evil.py")
 
 
 class Payload:
