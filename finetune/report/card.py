@@ -24,10 +24,11 @@ OWN_MODEL = (
 def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """Return the card of a run: what it is, how good, how it was made, what to mind."""
     judged = results["diagnostics"]["judged_on"]
+    name, _, _ = str(config.get("model")).partition("@")  # a revision is no part of the name
     front = ModelCardData(
         library_name="transformers" if "parameters" in results["diagnostics"] else "sklearn",
         pipeline_tag=PIPELINES.get(results["task"], "text-classification"),
-        base_model=config.get("model") if "/" in str(config.get("model")) else None,
+        base_model=name if "/" in name else None,
         tags=["finetune", results["recipe"]],
     )
     parts = [
