@@ -21,6 +21,9 @@ from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
+from finetune.pretraining import corpus, scoring
+from finetune.pretraining.corpus import CorpusConfig
+from finetune.pretraining.scoring import Tally
 from finetune.report import explanation
 from finetune.report.card import model_card
 from finetune.report.results import combine
@@ -84,6 +87,8 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
     left_out = 0
     if drop_leaked:
         before = _trained(run, ())[2].data
+        if isinstance(before, CorpusConfig):
+            raise UserError(Exit.USAGE, "--drop-leaked: of a pretraining run, keep texts out of train by data.held_out")
         if before.train is None:
             raise UserError(Exit.USAGE, f"--drop-leaked: {run} does not name a training file to look for texts in")
         leaked = set(leaks(_read("train", before.train, before), split).tolist())
@@ -100,7 +105,9 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
-    if isinstance(input, str):
+    if isinstance(config.data, CorpusConfig):
+        split = _read("input", input, config.data) if isinstance(input, str) else from_lines("stdin", input)
+    elif isinstance(input, str):
         split = _read("input", input, dataclasses.replace(config.data, on_empty="error"), gold=False)
     elif isinstance(config.data, SequenceDataConfig):
         split = from_lines("stdin", input, "source")
@@ -375,12 +382,16 @@ def _read(name: str, files: str | list[str], config: Any, *, gold: bool = True) 
     """Read a file as the recipe of its settings does, with or without what is to be predicted."""
     if isinstance(config, SequenceDataConfig):
         return sequences.read_split(name, files, config, with_targets=gold)
+    if isinstance(config, CorpusConfig):
+        return corpus.read_split(name, files, config)
     return columns.read_split(name, files, config, labelled=gold)
 
 
 def _scores(predictions: Any, config: Any) -> dict[str, dict[str, float]]:
     if isinstance(predictions, Predictions):
         return score(predictions)
+    if isinstance(predictions, Tally):
+        return scoring.score(predictions)
     return text_evaluation.score(predictions, text_evaluation.task_named(config.task, config.language))
 
 

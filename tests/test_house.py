@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("finetune.trainer",),
     ("finetune.classifier", "finetune.seq2seq.*"),
+    ("finetune.pretraining.*",),
     ("finetune.explain",),
     ("finetune.report.*",),
     ("recipes.*",),
