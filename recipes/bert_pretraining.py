@@ -72,8 +72,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
     progress = loop.fit(found.train, judge.validate, greater_is_better=routes.upwards(config.train))
     rates = opening.say_costs(run, progress, loop.estimated_seconds, "items")
-    hidden = {"mlm", "tlm"} & set(plan.kinds)
-    run.save_model(lambda folder: start.save(folder, output_layer=bool(hidden), dtype=config.network.save_dtype))
+    run.save_model(lambda folder: start.save(folder, plan.kinds, config.network))
     tallies, others, seconds = judge.final()
     results = report.conclude(run, report.Judged(
         plan, System("BERT", tallies, progress.seconds), beside, others,

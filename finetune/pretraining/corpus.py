@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from finetune.config import Seed, configclass, field
 from finetune.data.columns import Files, Split, from_lines, gather
-from finetune.data.read import Source, Wanted, check_encoding, is_text, open_file, open_text, shown
+from finetune.data.read import Row, Source, Wanted, check_encoding, is_text, open_file, open_text, shown
 from finetune.errors import Exit, UserError
 from finetune.pretraining.stores import Encoder, Rows, Writer, cached, in_batches
 
@@ -36,7 +36,9 @@ class CorpusConfig:
     parallel_validation: Files = field(None, "pairs of validation; without it, part of the sentences is held out")
     held_out: Files = field(None, "files whose texts must not stand in train, e.g. the test sets of later work")
     held_out_columns: list[str] = field(lambda: ["text"], "columns of held_out that hold texts")
-    on_leak: Literal["error", "drop"] = field("error", "a line or pair that stands in held_out: refuse it, or leave out")
+    on_leak: Literal["error", "drop"] = field(
+        "error", "a line or pair that stands in held_out: refuse it, or leave out"
+    )
     text_column: str = field("text", "column of the text, in files that are not .txt")
     source_language: str = field("en", "language of the first side of a pair, the one that a teacher reads")
     source_column: str | None = field(None, "column of the first side; null: the code source_language")
@@ -155,8 +157,12 @@ def read_documents(name: str, language: str, config: CorpusConfig, encoder: Enco
     """
     files = [file.replace(PLACE, language) for file in as_list(getattr(config, name))]
     sources = [open_lines(file, config) for file in files]
-    key = {"kind": "documents", "files": [source.digest for source in sources], "tokens": encoder.identity()}
-    key |= {"held_out": held.identity, "column": config.text_column, "encoding": config.encoding}
+    key: dict[str, Any] = {
+        "kind": "documents",
+        "files": [source.digest for source in sources],
+        "tokens": encoder.identity(),
+    }
+    key |= {"reading": reading(config), "held_out": held.identity}
 
     def write(folder: Path) -> dict[str, Any]:
         dropped = _write_documents(folder, sources, encoder, held)
@@ -178,10 +184,12 @@ def read_pairs(
     student, teacher = encoders
     files = {code: [file.replace(PLACE, code) for file in as_list(getattr(config, name))] for code in languages}
     sources = {code: [open_file(file, _sides(code, config)) for file in files[code]] for code in languages}
-    key = {"kind": "pairs", "files": {code: [one.digest for one in sources[code]] for code in languages}}
+    key: dict[str, Any] = {
+        "kind": "pairs",
+        "files": {code: [one.digest for one in sources[code]] for code in languages},
+    }
     key |= {"tokens": student.identity(), "teacher": None if teacher is None else teacher.identity()}
-    key |= {"columns": [config.source_language, config.source_column, config.target_column]}
-    key |= {"held_out": held.identity, "encoding": config.encoding}
+    key |= {"reading": reading(config), "held_out": held.identity}
     folder, figures = cached(key, lambda draft: _write_pairs(draft, sources, encoders, held))
     return Pairs(
         source=Rows.read(folder, "source"),
@@ -231,8 +239,13 @@ def open_lines(file: str, config: CorpusConfig) -> Source:
     if is_text(file):
         return open_text(file, wanted)
     source = open_file(file, wanted)
-    parted = (row for line, values in source.rows for row in ((line, values), (line, [""])))
-    return dataclasses.replace(source, rows=parted)
+    return dataclasses.replace(source, rows=_parted(source.rows))
+
+
+def _parted(rows: Iterator[Row]) -> Iterator[Row]:
+    for line, values in rows:
+        yield line, values
+        yield line, [""]
 
 
 def read_split(name: str, files: str | list[str], config: CorpusConfig) -> Split:

@@ -153,7 +153,7 @@ def translations(pairs: Pairs, chosen: Mapping[str, np.ndarray], frame: Frame, e
         for (language, _), number, swap in zip(table[examples], numbers[examples], swaps.tolist(), strict=True):
             code = codes[language]
             sides = [pairs.source[pairs.source_of[code][number]], pairs.target[code][number]]
-            one, two = _fit(*(reversed(sides) if swap else sides), frame.max_length - 3)
+            one, two = _fit(sides[swap], sides[not swap], frame.max_length - 3)
             rows.append(np.concatenate(([frame.cls], one, [frame.sep], two, [frame.sep])).astype(np.int64))
             seconds.append(len(one) + 2)
         return masked_batch(rows, frame, examples, random, np.array(seconds))
@@ -238,7 +238,7 @@ def sentences(
 
 
 def chunked(rows: Sequence[np.ndarray], pad_token: int, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Cut rows, by length, into chunks of little padding: tensors input_ids.N, attention_mask.N, targets.N, weights.N."""
+    """Cut rows, by length, into chunks of little padding: input_ids.N, attention_mask.N, targets.N and weights.N."""
     lengths = np.array([len(row) for row in rows])
     order = np.argsort(lengths, kind="stable")
     tokens = CHUNK_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
@@ -246,7 +246,9 @@ def chunked(rows: Sequence[np.ndarray], pad_token: int, targets: Tensor, weights
     for number, part in enumerate(cut_by_tokens(order, lengths, tokens, CHUNK_ROWS)):
         ids = pad([rows[row] for row in part], pad_token)
         tensors[f"input_ids.{number}"] = ids
-        tensors[f"attention_mask.{number}"] = (torch.arange(ids.shape[1]) < torch.from_numpy(lengths[part])[:, None]).long()
+        tensors[f"attention_mask.{number}"] = (
+            torch.arange(ids.shape[1]) < torch.from_numpy(lengths[part])[:, None]
+        ).long()
         tensors[f"targets.{number}"], tensors[f"weights.{number}"] = targets[part], weights[part]
     return tensors
 

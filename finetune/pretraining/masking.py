@@ -71,8 +71,6 @@ def mask(tokens: Tensor, alphabet: Alphabet, config: MaskingConfig, random: torc
     flat = tokens.flatten()
     gold = flat[places]
     kind = torch.rand(len(places), generator=random)
-    others = alphabet.ordinary_tokens[
-        torch.randint(len(alphabet.ordinary_tokens), (len(places),), generator=random)
-    ]
+    others = alphabet.ordinary_tokens[torch.randint(len(alphabet.ordinary_tokens), (len(places),), generator=random)]
     inside = torch.where(kind < MASKED, alphabet.mask, torch.where(kind < MASKED + REPLACED, others, gold))
     return Masked(flat.index_put((places,), inside).view(tokens.shape), places, gold)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.batching import Examples
 from finetune.errors import Exit, UserError, did_you_mean
-from finetune.pretraining import corpus, examples, scoring
+from finetune.pretraining import corpus, examples
 from finetune.pretraining.corpus import CorpusConfig, Documents, Pairs
 from finetune.pretraining.distillation import Teacher, Vectors
 from finetune.pretraining.examples import Frame, Part

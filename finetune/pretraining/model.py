@@ -1,7 +1,7 @@
 """The model of pretraining: BERT with an output layer, its losses, where its weights begin and how they are saved."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +44,11 @@ class ShapeConfig:
     dropout: Chance | None = field(None, "of hidden states and attention; null: as in the model, 0.1 without one")
     trained: Literal["all", "embeddings"] = field(
         "all", "embeddings: the layers stay as they are, embeddings and output layer are trained (Artetxe et al. 2020)"
+    )
+    pooler: Literal["auto", "keep", "identity"] = field(
+        "auto",
+        "what a later classifier reads of [CLS]; identity: the vector itself, as far as tanh lets it through; auto: "
+        "identity with objective=distil, which makes [CLS] the vector of the sentence, else keep",
     )
     save_dtype: Literal["float32", "float16"] = field("float32", "numbers of the saved weights; loaded as float32")
 
@@ -118,25 +123,30 @@ class Start:
         """Return the number of parameters of the saved model."""
         network = self.model.network
         spare = sum(parameter.numel() for parameter in network.cls.seq_relationship.parameters())
-        return sum(parameter.numel() for parameter in network.parameters()) - spare
+        return int(sum(parameter.numel() for parameter in network.parameters())) - int(spare)
 
     @property
     def width(self) -> int:
         """Return the hidden size."""
         return int(self.model.network.config.hidden_size)
 
-    def save(self, folder: Path, *, output_layer: bool, dtype: str) -> None:
+    def save(self, folder: Path, kinds: Collection[str], config: ShapeConfig) -> None:
         """Write weights, config and tokenizer; Auto classes for masked tokens, vectors and classification load them.
 
-        Without an output layer that was trained it is a BertModel. Both have a pooler.
+        `kinds` are the parts of the objective. With distil alone nothing trained the output layer: it is a BertModel.
+        Both have a pooler.
         """
         network = self.model.network
-        if output_layer:
+        if config.pooler == "identity" or (config.pooler == "auto" and "distil" in kinds):
+            with torch.no_grad():
+                network.bert.pooler.dense.weight.copy_(torch.eye(self.width))
+                network.bert.pooler.dense.bias.zero_()
+        if {"mlm", "tlm"} & set(kinds):
             saved: PreTrainedModel = BertForMaskedLM(network.config)
             saved.bert, saved.cls.predictions = network.bert, network.cls.predictions
         else:
             saved = network.bert
-        if dtype == "float16":
+        if config.save_dtype == "float16":
             saved = copy.deepcopy(saved).half()
         saved.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -189,7 +199,9 @@ def from_checkpoint(
     network = pretrained.load_model(AutoModelForPreTraining, source, own, **settings)
     if type(network) is not BertForPreTraining:
         what = f"model={source.name} is {network.config.model_type}"
-        raise UserError(Exit.USAGE, f"{what}; this recipe trains BERT: give a BERT checkpoint, or none for random weights")
+        raise UserError(
+            Exit.USAGE, f"{what}; this recipe trains BERT: give a BERT checkpoint, or none for random weights"
+        )
     copied = None
     if new is not None:
         rows = _exchange(network, own, new, seed)
@@ -230,5 +242,3 @@ def auto_learning_rate(width: int, fresh: bool) -> float:
     """
     rate = 5e-4 * (384 / width) ** 0.5 * (1.0 if fresh else 0.2)
     return float(f"{min(1e-3, rate):.1g}")
-
-

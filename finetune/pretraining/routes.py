@@ -61,9 +61,7 @@ def load_teacher(name: str | None, max_length: int, use_cpu: bool) -> Teacher | 
     return None if name is None else Teacher(name, max_length, use_cpu=use_cpu)
 
 
-def begin(
-    asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeConfig, max_length: int
-) -> Start:
+def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeConfig, max_length: int) -> Start:
     """Make the model before its first update, with a vocabulary that is learnt from train, or its own."""
     learns = name is None if words.train is None else words.train
     if name is None and not learns:
@@ -85,7 +83,9 @@ def check(start: Start, teacher: Teacher | None, max_length: int) -> None:
     """Refuse a model that cannot read max_length tokens, or whose vectors are not as wide as its teacher's."""
     context = int(start.model.network.config.max_position_embeddings)
     if max_length > context:
-        raise UserError(Exit.USAGE, f"max_length={max_length} is more than the {context} tokens that the model can read")
+        raise UserError(
+            Exit.USAGE, f"max_length={max_length} is more than the {context} tokens that the model can read"
+        )
     if teacher is not None:
         check_widths(teacher, start.width)
 
@@ -99,7 +99,7 @@ class Judge:
         self.at_start: dict[str, Any] = {}
 
     def validate(self) -> dict[str, float]:
-        """Return the scores of validation: of each kind, those of the one that judges, and `loss`, summed over kinds."""
+        """Return the scores of each kind, of the one that judges without its name, and `loss`, summed over kinds."""
         scores: dict[str, float] = {}
         for kind, masked in self.found.masked.get("validation", {}).items():
             tally = scoring.score_masked(self.start.model, masked, self.precision)[0]
@@ -111,10 +111,12 @@ class Judge:
         return scores | main | {"loss": sum(scores[f"{kind}_loss"] for kind in self.asked.kinds)}
 
     def baselines(self) -> dict[str, dict[str, Tally]]:
-        """Return what cheap systems do on each split: token frequencies; or n-grams, and the weights at the beginning."""
+        """Return what cheap systems do on each split: token frequencies, or n-grams and the first weights."""
         if self.asked.main != "distil":
             splits = self._masked()
-            return {self.found.unigram.name: {n: scoring.score_unigram(self.found.unigram, m) for n, m in splits.items()}}
+            return {
+                self.found.unigram.name: {n: scoring.score_unigram(self.found.unigram, m) for n, m in splits.items()}
+            }
         first, self.at_start, _ = self._retrieve()
         ngrams = scoring.tfidf_retrieval(self.found.bitexts)
         return {NGRAMS: {"validation": ngrams}, "the first weights": {"validation": first}}

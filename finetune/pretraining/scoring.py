@@ -279,15 +279,19 @@ def nearest(queries: np.ndarray, answers: np.ndarray) -> np.ndarray:
 def _joined(tallies: Sequence[Tally], metrics: tuple[str, ...]) -> Tally:
     ids = [identity for one in tallies for identity in one.ids]
     languages = [code for one in tallies for code in one.languages]
-    columns = [np.concatenate([getattr(one, name) for one in tallies]) for name in ("items", "loss", "right")]
-    return Tally(ids, languages, *columns, metrics)
+    items, loss, right = (
+        np.concatenate(parts) for parts in zip(*((one.items, one.loss, one.right) for one in tallies), strict=True)
+    )
+    return Tally(ids, languages, items, loss, right, metrics)
 
 
 def _sample(seeds: Sequence[Tally], names: tuple[str, ...]) -> Sample:
     """Sums: of each seed items, loss and right; the scores are the means over seeds."""
     columns = np.concatenate([np.stack([one.items, one.loss, one.right], axis=1) for one in seeds], axis=1)
     return Sample(
-        np.ones(len(columns), dtype=np.int64), sparse.csr_array(columns), partial(_scores, names=names, seeds=len(seeds))
+        np.ones(len(columns), dtype=np.int64),
+        sparse.csr_array(columns),
+        partial(_scores, names=names, seeds=len(seeds)),
     )
 
 

@@ -50,7 +50,8 @@ def learn(
         sizes = {code: _spool(texts[code], path) for code, path in lines.items()}
         tokenizer = _tokenizer(config)
         trainer = trainers.WordPieceTrainer(
-            vocab_size=config.vocab_size, min_frequency=config.min_frequency, limit_alphabet=config.vocab_size // SHARE_OF_CHARACTERS,
+            vocab_size=config.vocab_size, min_frequency=config.min_frequency,
+            limit_alphabet=config.vocab_size // SHARE_OF_CHARACTERS,
             special_tokens=list(SPECIALS), show_progress=False, continuing_subword_prefix=CONTINUATION,
         )  # fmt: skip
         tokenizer.train_from_iterator(_balanced(lines, repeats(sizes, exponent)), trainer)

@@ -14,6 +14,11 @@ from finetune.terminal import count, shown
 PIPELINES = {"translation": "translation", "summarization": "summarization"} | dict.fromkeys(
     ("dialogue", "question_answering", "transduction"), "text2text-generation"
 )
+ENCODERS = {
+    "masked language modelling": "fill-mask",
+    "translation language modelling": "fill-mask",
+    "translation distillation": "feature-extraction",
+}
 OWN_MODEL = (
     "The model is the project's own architecture, without remote code: `finetune predict` reads the folder, and after "
     "`import finetune.seq2seq.model` so does AutoModelForSeq2SeqLM."
@@ -25,7 +30,7 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     judged = results["diagnostics"]["judged_on"]
     front = ModelCardData(
         library_name="transformers" if "parameters" in results["diagnostics"] else "sklearn",
-        pipeline_tag=PIPELINES.get(results["task"], "text-classification"),
+        pipeline_tag=(PIPELINES | ENCODERS).get(results["task"], "text-classification"),
         base_model=config.get("model") if "/" in str(config.get("model")) else None,
         tags=["finetune", results["recipe"]],
     )
@@ -80,7 +85,7 @@ def _score_table(results: Mapping[str, Any], judged: str) -> str:
         columns[baseline["name"]] = baseline["scores"][judged]
     lines = [f"| {judged} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for metric in results["scores"][judged]:
-        cells = [shown(metric, scores[metric]) for scores in columns.values()]
+        cells = [shown(metric, scores[metric]) if metric in scores else "" for scores in columns.values()]
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     definitions = "\n".join(f"- {name}: {text}" for name, text in results["definitions"].items())
     return "\n".join(lines) + "\n\nIn brackets the 95 % bootstrap interval.\n\n" + definitions

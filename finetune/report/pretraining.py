@@ -19,7 +19,11 @@ TASKS = {
     "distil": "translation distillation",
 }
 DECIDES = {"mlm": "loss", "tlm": "loss", "distil": "accuracy"}
-METRICS = {"mlm": ("loss", "perplexity", "accuracy"), "tlm": ("loss", "perplexity", "accuracy"), "distil": ("loss", "accuracy")}
+METRICS = {
+    "mlm": ("loss", "perplexity", "accuracy"),
+    "tlm": ("loss", "perplexity", "accuracy"),
+    "distil": ("loss", "accuracy"),
+}
 
 
 @dataclass(frozen=True)
