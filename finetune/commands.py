@@ -318,8 +318,11 @@ def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
 
 def _recipe_of(model: Path) -> str:
     """Return the recipe that uses a plain model folder."""
-    kind = read_json(model / "config.json").get("model_type")
-    return "seq2seq" if kind == "finetune_seq2seq" else "bert_classification"
+    stored = read_json(model / "config.json")
+    if stored.get("model_type") == "finetune_seq2seq":
+        return "seq2seq"
+    masked = str((stored.get("architectures") or [""])[0]) in {"BertForMaskedLM", "BertForPreTraining"}
+    return "bert_pretraining" if masked else "bert_classification"
 
 
 def _settings_of(model: Path) -> list[str]:
@@ -362,6 +365,9 @@ def _stored_predictions(name: str) -> _Stored:
     folder = Run.open(name).folder
     parts = [Run.open(path) for path in sorted(folder.glob("seed-*"))] or [Run.open(folder)]
     results = [part.results() for part in parts]
+    if results[0]["recipe"] == "bert_pretraining":
+        what = f"{name} is a pretraining: another vocabulary would have other places to guess"
+        raise UserError(Exit.USAGE, f"{what}; fine-tune both models on one task and compare those runs")
     rows = [part.read_predictions(of["diagnostics"]["judged_on"]) for part, of in zip(parts, results, strict=True)]
     found = [judging_of(of).read(part) for part, of in zip(rows, results, strict=True)]
     task = task_of(results[0])

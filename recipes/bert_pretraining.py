@@ -52,7 +52,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     plan = material.plan(config.objective, config.train_languages, config.data, config.teacher, config.seed)
     teacher = routes.load_teacher(config.teacher, config.max_length, asked.use_cpu)
     start = routes.begin(plan, config.model, config.vocabulary, config.network, config.max_length)
-    routes.check(start, teacher, config.max_length)
+    routes.ready(start, teacher, config.max_length, config.masking)
     report.say_start(run, start)
     found = material.read(plan, start.tokenizer, Frame.of(start.tokenizer, config.max_length, config.masking), teacher)
     figures = report.say_material(run, plan, found)

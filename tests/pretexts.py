@@ -39,7 +39,7 @@ def write_mono(folder: Path, language: str, documents: int = 60, seed: int = 1) 
     path = folder / f"mono.{language}.txt"
     texts = []
     for _ in range(documents):
-        words = random.choice(WORDS, 3, replace=False)
+        words = [str(word) for word in random.choice(WORDS, 3, replace=False)]
         lines = [translated(sentence(random, words), language) for _ in range(random.integers(2, 7))]
         texts.append("\n".join(lines))
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Blocks lose no text, translations stand side by side, sentences meet their translations, languages are balanced."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,23 @@ def test_stored_rows_come_back_and_a_damaged_entry_is_written_again(tmp_path: Pa
         stream.truncate(4)
     cached(key, write)
     assert len(calls) == 2
+
+
+def test_half_of_the_second_pieces_come_from_another_text(frame: Frame) -> None:
+    masking = MaskingConfig(next_sentence=True)
+    documents = made_documents([13 * 50])
+    part = examples.blocks({"it": (documents, np.arange(1))}, replace(frame, masking=masking), ALL, 1)
+    torch.manual_seed(1)
+    going_on = 0
+    for _ in range(8):
+        batch = part.collate(np.arange(50), None)
+        assert "position_ids" not in batch.tensors
+        assert batch.tensors["next_weight"].item() == pytest.approx(0.15 * 13)
+        for block, (row, other) in enumerate(zip(unmasked(batch.tensors), batch.tensors["next"].tolist(), strict=True)):
+            stops = (row == frame.sep).nonzero().squeeze(1).tolist()
+            text = [*row[1 : stops[0]].tolist(), *row[stops[0] + 1 : stops[-1]].tolist()]
+            same = text == documents.rows.tokens[13 * block : 13 * (block + 1)].tolist()
+            assert batch.tensors["token_type_ids"][block].tolist() == [0] * (stops[0] + 1) + [1] * (15 - stops[0])
+            assert same or other == 1
+            going_on += other == 0
+    assert abs(going_on - 200) < 4 * 10  # four standard deviations of 400 tosses

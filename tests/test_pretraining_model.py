@@ -59,6 +59,16 @@ def test_the_loss_and_gradients_of_hidden_tokens_are_those_of_transformers(model
     assert torch.allclose(model.logits(tensors), logits[tensors["places"]], atol=1e-5)
 
 
+def test_the_loss_of_second_texts_is_a_mean_that_stands_beside_that_of_hidden_tokens(model: Pretrainer) -> None:
+    tensors = batch()
+    more = {"next": torch.tensor([0, 1, 1, 0, 1]), "next_weight": torch.tensor(1.4)}
+    with torch.no_grad():
+        found = model(**tensors, **more) - model(**tensors)
+        inputs = {name: tensors[name] for name in ("input_ids", "attention_mask")}
+        wanted = functional.cross_entropy(model.network(**inputs).seq_relationship_logits, more["next"])
+    assert found.item() / 7 == pytest.approx(wanted.item(), rel=1e-3)  # 7 hidden tokens = 5 rows x 1.4
+
+
 def test_the_distance_is_summed_over_both_vectors_of_each_text_by_weight(model: Pretrainer) -> None:
     rows = [np.arange(5, 5 + size) for size in (4, 9, 6, 9)]
     targets = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))

@@ -124,6 +124,23 @@ def test_a_checkpoint_goes_on_with_its_own_vocabulary(masked_run: Ended, tmp_pat
     assert not same["cls.predictions.transform.dense.weight"]
 
 
+def test_the_pooler_learns_where_second_texts_are_told_apart(texts: Path, tmp_path: Path) -> None:
+    settings = (*RECIPE, *SMALL, f"data.train={texts}/mono.en.txt", "train.max_steps=3")
+    done(*settings, "masking.next_sentence=true", f"output_dir={tmp_path}/with")
+    done(*settings, f"output_dir={tmp_path}/without")
+    with_task, without = (
+        AutoModel.from_pretrained(f"{tmp_path}/{name}/model").pooler.dense.bias for name in ("with", "without")
+    )
+    assert with_task.abs().max() > 0
+    assert without.abs().max() == 0
+
+
+def test_two_pretrainings_are_not_compared_by_their_guesses(masked_run: Ended, distilled_run: Ended) -> None:
+    outcome = call("compare", masked_run[0], distilled_run[0])
+    assert outcome.code == 2
+    assert "fine-tune both models on one task" in outcome.err
+
+
 def test_a_student_meets_its_teacher_and_finds_translations(distilled_run: Ended) -> None:
     _, results = distilled_run
     assert results["task"] == "translation distillation"

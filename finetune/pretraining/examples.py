@@ -36,6 +36,11 @@ class Frame:
         numbers = (int(tokenizer.cls_token_id), int(tokenizer.sep_token_id), int(tokenizer.pad_token_id))
         return cls(*numbers, max_length, Alphabet.of(tokenizer), masking)
 
+    @property
+    def room(self) -> int:
+        """Return how many tokens of text a block holds."""
+        return self.max_length - (3 if self.masking.next_sentence else 2)
+
     def around(self, tokens: np.ndarray) -> np.ndarray:
         """Return [CLS] tokens [SEP], cut where that is too long."""
         inner = tokens[: self.max_length - 2]
@@ -99,18 +104,25 @@ def blocks(documents: Mapping[str, tuple[Documents, np.ndarray]], frame: Frame, 
     `documents` are with the units that are wanted. The last block of a language is shorter.
     """
     streams = {code: Stream.of(found, units) for code, (found, units) in documents.items()}
-    room = frame.max_length - 2
+    room = frame.room
     counts = {code: -(-len(stream) // room) for code, stream in streams.items()}
     codes, table = list(streams), _repeated(counts, exponent, seed)  # (examples, 2) language and block
     sizes = [np.minimum(room, len(streams[code]) - room * np.arange(counts[code])) for code in codes]
-    lengths = np.array([sizes[language][block] for language, block in table]) + 2
+    lengths = np.array([sizes[language][block] for language, block in table]) + frame.max_length - room
+
+    def read(language: int, block: int) -> np.ndarray:
+        stream = streams[codes[language]]
+        return stream.read(block * room, min(len(stream), (block + 1) * room))
 
     def collate(chosen: np.ndarray, random: torch.Generator | None) -> Batch:
-        rows = []
-        for language, block in table[chosen]:
-            stream = streams[codes[language]]
-            rows.append(frame.around(stream.read(block * room, min(len(stream), (block + 1) * room))))
-        return masked_batch(rows, frame, chosen, random)
+        texts = [read(language, block) for language, block in table[chosen]]
+        if not frame.masking.next_sentence:
+            return masked_batch([frame.around(text) for text in texts], frame, chosen, random)
+        others = [
+            read(language, int(torch.randint(counts[codes[language]], (), generator=random)))
+            for language in table[chosen, 0]
+        ]
+        return next_sentence_batch(texts, others, frame, chosen, random)
 
     def name(example: int) -> str:
         language, block = table[example]
@@ -189,6 +201,36 @@ def masked_batch(
         tensors["token_type_ids"] = later.long()
         tensors["position_ids"] = torch.where(later, steps - begin + 1, steps)  # 0 is that of [CLS]
     return Batch(tensors, len(hidden.places), examples)
+
+
+def next_sentence_batch(
+    texts: Sequence[np.ndarray],
+    others: Sequence[np.ndarray],
+    frame: Frame,
+    examples: np.ndarray,
+    random: torch.Generator | None,
+) -> Batch:
+    """Cut each text in two anywhere; half of the second pieces make way for the end of another text.
+
+    Adds to the tensors of `masked_batch` next, (batch,): 0 where the second piece goes on with the first, 1 where it
+    does not (Devlin et al. 2019, section 3.1, task 2), and next_weight, the tokens that are hidden in a block on
+    average: the mean loss of the task then stands beside the mean loss of hidden tokens, as in the paper.
+    """
+    random_texts = torch.rand(len(texts), generator=random) < 0.5
+    cuts = torch.rand(len(texts), generator=random).tolist()
+    rows, seconds = [], []
+    for text, other, swap, share in zip(texts, others, random_texts.tolist(), cuts, strict=True):
+        cut = 1 + int(share * (len(text) - 1))
+        second = text[cut:]
+        if swap and len(second):
+            second = other[-len(second) :]
+        rows.append(np.concatenate(([frame.cls], text[:cut], [frame.sep], second, [frame.sep])).astype(np.int64))
+        seconds.append(cut + 2)
+    batch = masked_batch(rows, frame, examples, random, np.array(seconds))
+    del batch.tensors["position_ids"]  # one text to the eye: positions run on
+    batch.tensors["next"] = random_texts.long()
+    batch.tensors["next_weight"] = torch.tensor(frame.masking.mlm_probability * frame.room)
+    return batch
 
 
 def sentences(

@@ -20,6 +20,9 @@ class MaskingConfig:
 
     mlm_probability: Annotated[float, Field(gt=0, lt=1)] = field(0.15, "share of the tokens that are predicted")
     whole_word: bool = field(False, "all pieces of a word are predicted together, or none")
+    next_sentence: bool = field(
+        False, "a block of text is two pieces, and the model also tells whether the second goes on with the first"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

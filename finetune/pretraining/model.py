@@ -28,6 +28,7 @@ from finetune.pretraining.vocabulary import new_embeddings
 from finetune.seq2seq.loss import summed_cross_entropy
 
 ALIGNMENT = 8  # the bias of the output layer becomes a column of its matrix; tensor cores want multiples of this
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 Count = Annotated[int, Field(gt=0)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 
@@ -64,25 +65,37 @@ class Pretrainer(nn.Module):
         """Return the loss of hidden tokens, or of the distance to a teacher's vectors, by the tensors given."""
         return self.distance(tensors) if "input_ids.0" in tensors else self.hidden_tokens(tensors)
 
-    def at_places(self, tensors: dict[str, Tensor]) -> Tensor:
+    def states(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the states of the last layer, (batch, time, dim)."""
+        inputs = {name: tensor for name, tensor in tensors.items() if name in INPUTS}
+        states: Tensor = self.network.bert(**inputs).last_hidden_state
+        return states
+
+    def at_places(self, states: Tensor, places: Tensor) -> Tensor:
         """Return what the output layer reads at the places of hidden tokens, (places, dim)."""
-        inputs = {name: tensor for name, tensor in tensors.items() if name not in {"places", "gold"}}
-        states = self.network.bert(**inputs).last_hidden_state  # (batch, time, dim)
-        transformed: Tensor = self.network.cls.predictions.transform(states.flatten(0, 1)[tensors["places"]])
+        transformed: Tensor = self.network.cls.predictions.transform(states.flatten(0, 1)[places])
         return transformed
 
     def hidden_tokens(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the cross-entropy of the tokens that are hidden, summed; only their logits are made."""
-        output = self.network.cls.predictions.decoder
-        found = self.at_places(tensors)
+        """Return the cross-entropy of the tokens that are hidden, summed; only their logits are made.
+
+        Where second texts are to be told apart, the mean of that loss is added for each hidden token.
+        """
+        output, states = self.network.cls.predictions.decoder, self.states(tensors)
+        found = self.at_places(states, tensors["places"])
         column = functional.pad(output.bias[:, None], (0, ALIGNMENT - 1))  # (vocab, 8): the bias, and zeros
         one = functional.pad(torch.ones_like(found[:, :1]), (0, ALIGNMENT - 1))
         hidden, weight = torch.cat([found, one], dim=1), torch.cat([output.weight, column], dim=1)
-        return summed_cross_entropy(hidden, weight, tensors["gold"], 0.0)
+        total = summed_cross_entropy(hidden, weight, tensors["gold"], 0.0)
+        if "next" in tensors:
+            guesses = self.network.cls.seq_relationship(self.network.bert.pooler(states)).float()
+            total = total + tensors["next_weight"] * functional.cross_entropy(guesses, tensors["next"], reduction="sum")
+        return total
 
     def logits(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return logits at the places of hidden tokens, (places, vocab)."""
-        found: Tensor = self.network.cls.predictions.decoder(self.at_places(tensors))
+        read = self.at_places(self.states(tensors), tensors["places"])
+        found: Tensor = self.network.cls.predictions.decoder(read)
         return found
 
     def vectors(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,6 +142,11 @@ class Start:
     def width(self) -> int:
         """Return the hidden size."""
         return int(self.model.network.config.hidden_size)
+
+    def learn_next_sentence(self) -> None:
+        """Let the pooler and the head that reads it be trained: without their task nothing reads them."""
+        for part in (self.model.network.bert.pooler, self.model.network.cls.seq_relationship):
+            part.requires_grad_(True)
 
     def save(self, folder: Path, kinds: Collection[str], config: ShapeConfig) -> None:
         """Write weights, config and tokenizer; Auto classes for masked tokens, vectors and classification load them.

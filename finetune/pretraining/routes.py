@@ -79,8 +79,11 @@ def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeCo
     return from_checkpoint(source, shape, own, new, asked.seed)
 
 
-def check(start: Start, teacher: Teacher | None, max_length: int) -> None:
-    """Refuse a model that cannot read max_length tokens, or whose vectors are not as wide as its teacher's."""
+def ready(start: Start, teacher: Teacher | None, max_length: int, masking: MaskingConfig) -> None:
+    """Refuse a model that cannot read max_length tokens, or whose vectors are not as wide as its teacher's.
+
+    With masking.next_sentence, train the parts that only this task reads.
+    """
     context = int(start.model.network.config.max_position_embeddings)
     if max_length > context:
         raise UserError(
@@ -88,6 +91,8 @@ def check(start: Start, teacher: Teacher | None, max_length: int) -> None:
         )
     if teacher is not None:
         check_widths(teacher, start.width)
+    if masking.next_sentence:
+        start.learn_next_sentence()
 
 
 class Judge:
