@@ -56,7 +56,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     report.say_start(run, start)
     found = material.read(plan, start.tokenizer, Frame.of(start.tokenizer, config.max_length, config.masking), teacher)
     figures = report.say_material(run, plan, found)
-    config = replace(config, train=routes.resolve(asked, start))
+    config = replace(config, train=routes.resolve(asked, start, plan))
     loop = Trainer(start.model, config.train, run, loss=loss, seed=config.seed)
     opening.say_model(run, start.described, config.train, asked, len(loop.plan(found.train)), "example")
     if run.dry_run:

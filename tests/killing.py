@@ -88,7 +88,7 @@ def pretraining(folder: Path) -> Case:
         return [f"data.train={mono}", f"data.test={mono}", f"data.parallel={place}/parallel.en-{{language}}.jsonl.gz"]
 
     recipe = ("bert_pretraining", "train_languages=[en,it]", "objective=mlm+tlm")
-    loop = ("train.num_train_epochs=12", "train.save_steps=1", "train.logging_steps=2")
+    loop = ("train.num_train_epochs=6", "train.save_steps=1", "train.logging_steps=2")
     return Case(folder, recipe, files, (*SMALL, *loop))
 
 

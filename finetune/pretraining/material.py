@@ -17,6 +17,7 @@ from finetune.pretraining.scoring import Bitext, Masked, Unigram
 from finetune.pretraining.stores import Encoder
 
 KINDS = ("mlm", "tlm", "distil")
+TOKENS_AT_ONCE = 1 << 24
 EVERYTHING = 1.0  # the exponent at which no example is repeated
 
 
@@ -124,7 +125,7 @@ class _Gathering:
         for code, (found, units) in chosen["train"].items():
             corpus.check_unknown(code, found.figures["words"], found.figures["unknown"], "the vocabulary")
             examples.check_size(found, units, self.frame.max_length)
-            self.counts += np.bincount(found.rows.tokens, minlength=len(self.counts))
+            self._count(found.rows.tokens)
             told = {name: found.figures[name] for name in ("words", "unknown", "dropped")}
             self.figures["languages"][code] |= told | {"tokens": int(found.rows.lengths[units].sum())}
         for name, documents in chosen.items():
@@ -161,7 +162,7 @@ class _Gathering:
             self.parts.append(examples.translations(train, chosen, self.frame, exponent, seed))
             self._hide("validation", examples.translations(other, held, self.frame, EVERYTHING, seed))
             for rows in (train.source, *train.target.values()):
-                self.counts += np.bincount(rows.tokens, minlength=len(self.counts))
+                self._count(rows.tokens)
         if "distil" in self.asked.kinds:
             assert teacher is not None
             assert train.teacher is not None
@@ -169,6 +170,11 @@ class _Gathering:
             self.vectors = Vectors(teacher, train.teacher)
             self.parts.append(examples.sentences(train, chosen, self.frame, exponent, seed, self.vectors))
             self.bitexts = [self._bitext(other, code, held[code], teacher) for code in self.asked.partners]
+
+    def _count(self, tokens: np.ndarray) -> None:
+        for start in range(0, len(tokens), TOKENS_AT_ONCE):
+            self.counts += np.bincount(tokens[start : start + TOKENS_AT_ONCE], minlength=len(self.counts))
+        self.counts[self.tokenizer.all_special_ids] = 0  # they are never hidden
 
     def _documents(self, name: str, code: str, held: corpus.HeldOut) -> Documents:
         found = corpus.read_documents(name, code, self.data, Encoder(self.tokenizer), held)

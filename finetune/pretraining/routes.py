@@ -35,9 +35,16 @@ def loop_settings() -> TrainConfig:
     return TrainConfig(per_device_train_batch_size=256, max_tokens_per_batch=4_096, metric_for_best_model="loss")
 
 
-def resolve(config: TrainConfig, start: Start) -> TrainConfig:
-    """Return the settings with every `auto` replaced: one pass, a rate by width and by what is new, precision."""
-    upwards(config)
+def resolve(config: TrainConfig, start: Start, asked: Plan) -> TrainConfig:
+    """Return the settings with every `auto` replaced: one pass, a rate by width and by what is new, precision.
+
+    Raises UserError (2) where validation has no score of the name train.metric_for_best_model.
+    """
+    metric = config.metric_for_best_model
+    known = [name for name in METRICS if name != "perplexity" or asked.main != "distil"]
+    if metric not in known:
+        what = f"train.metric_for_best_model={metric}: no such score{did_you_mean(metric, known)}"
+        raise UserError(Exit.USAGE, f"{what} (known: {', '.join(known)})")
     rate, epochs = config.learning_rate, config.num_train_epochs
     return replace(
         config,
@@ -48,12 +55,8 @@ def resolve(config: TrainConfig, start: Start) -> TrainConfig:
 
 
 def upwards(config: TrainConfig) -> bool:
-    """Say whether more of the score that chooses the checkpoint is better; raises UserError (2) for one unknown."""
-    metric = config.metric_for_best_model
-    if metric not in METRICS:
-        what = f"train.metric_for_best_model={metric}: no such score{did_you_mean(metric, METRICS)}"
-        raise UserError(Exit.USAGE, f"{what} (known: {', '.join(METRICS)})")
-    return metric not in LOWER
+    """Say whether more of the score that chooses the checkpoint is better."""
+    return config.metric_for_best_model not in LOWER
 
 
 def load_teacher(name: str | None, max_length: int, use_cpu: bool) -> Teacher | None:

@@ -1,7 +1,9 @@
 """Token numbers on disk: written once for each file and tokenizer, read as views, so that a corpus needs no memory."""
 
 import contextlib
+import copy
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -86,6 +88,9 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)  # that of minilm cuts texts at 128 tokens and pads
+        self._backend.no_truncation()
+        self._backend.no_padding()
         self.vocab_size = len(tokenizer)
         self._continues = np.array(
             [str(token).startswith(CONTINUATION) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
@@ -96,19 +101,16 @@ class Encoder:
         """Return the token numbers of each text, without special tokens around them."""
         if not texts:
             return []
-        coded = self.tokenizer(
-            list(texts), add_special_tokens=False, truncation=False, padding=False,
-            return_attention_mask=False, return_token_type_ids=False, verbose=False,
-        )  # fmt: skip
-        rows: list[list[int]] = coded["input_ids"]
-        flat = np.fromiter((token for row in rows for token in row), dtype=np.int64)
+        coded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows: list[list[int]] = [one.ids for one in coded]
+        flat = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64)
         self.words += int((~self._continues[flat]).sum())
         self.unknown += int((flat == self.tokenizer.unk_token_id).sum())
         return rows
 
     def identity(self) -> str:
         """Return a digest of everything that decides how a text is cut."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
 
 def in_batches(rows: Iterator[Any], size: int = TEXTS_AT_ONCE) -> Iterator[list[Any]]:

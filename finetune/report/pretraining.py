@@ -41,9 +41,8 @@ class Judged:
 
 def say_material(run: Run, asked: Plan, found: Material) -> dict[str, Any]:
     """Tell how much there is of each language, what is held out, and what was left out; return it for the record."""
-    for code, told in found.figures["languages"].items():
-        if told:
-            run.say("data" if code == next(iter(found.figures["languages"])) else "", f"{code}: {_amounts(told)}")
+    amounts = [f"{code}: {_amounts(told)}" for code, told in found.figures["languages"].items() if told]
+    run.say("data", "\n".join(amounts))
     seen = [f"{len(part):,} {_NOUNS[part.kind]}" for part in found.parts]
     run.say("", f"a pass: {' · '.join(seen)}")
     share, seed = asked.data.validation_share, asked.data.validation_seed
@@ -77,7 +76,7 @@ def _amounts(told: Mapping[str, Any]) -> str:
 def say_start(run: Run, start: Start) -> None:
     """Tell where weights and vocabulary come from."""
     copied = "" if start.copied_rows is None else f" · {start.copied_rows:,} embeddings copied, the others drawn"
-    run.say("vocabulary", f"{len(start.tokenizer):,} entries{copied}")
+    run.say("tokens", f"{len(start.tokenizer):,} entries{copied}")
 
 
 def say_baselines(run: Run, found: Mapping[str, Mapping[str, Tally]], kind: str) -> list[System]:
