@@ -42,7 +42,7 @@ def test_blank_lines_part_documents_and_long_ones_are_held_out_in_pieces(
     found = corpus.read_documents("train", "it", CorpusConfig(train=str(path)), Encoder(tokenizer), NOTHING)
     assert texts_of(found, tokenizer) == ["abcd[SEP]", "efgh", "ij[SEP]", "klmn[SEP]"]
     assert [found.where(unit) for unit in range(4)] == [f"{path}:{line}" for line in (3, 6, 8, 11)]
-    assert found.figures["words"] == 6
+    assert found.figures["words"] == 7
     assert found.figures["unknown"] == 0
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,16 +49,10 @@ def learn(
 
     def write(folder: Path) -> dict[str, Any]:
         lines = {code: folder / f"{number}.lines" for number, code in enumerate(texts)}
-        sizes = {code: _spool(texts[code], path) for code, path in lines.items()}
-        tokenizer = _tokenizer(config)
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=config.vocab_size, min_frequency=config.min_frequency,
-            limit_alphabet=config.vocab_size // SHARE_OF_CHARACTERS,
-            special_tokens=list(SPECIALS), show_progress=False, continuing_subword_prefix=CONTINUATION,
-        )  # fmt: skip
-        tokenizer.train_from_iterator(_balanced(lines, repeats(sizes, exponent)), trainer)
-        entries = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-        (folder / "vocabulary.json").write_text(json.dumps(dict(entries)), encoding="utf-8")
+        tokenizer, characters = _tokenizer(config), Counter[str]()
+        sizes = {code: _spool(texts[code], path, tokenizer, characters) for code, path in lines.items()}
+        entries = _train(tokenizer, _balanced(lines, repeats(sizes, exponent)), characters, config)
+        (folder / "vocabulary.json").write_text(json.dumps(entries), encoding="utf-8")
         for path in lines.values():
             path.unlink()
         return {"characters": sizes}
@@ -103,8 +99,38 @@ def _tokenizer(config: VocabularyConfig) -> Tokenizer:
     return tokenizer
 
 
-def _spool(sources: list[Source], path: Path) -> int:
-    """Write the lines of some sources into one file, sides of pairs once each, and return their characters."""
+def _train(
+    tokenizer: Tokenizer, lines: Iterator[str], characters: Counter[str], config: VocabularyConfig
+) -> dict[str, int]:
+    """Learn entries and their numbers; the same lines give the same ones.
+
+    The trainer numbers the characters inside words in the order of a hash table, and breaks ties by number, so two runs
+    gave two vocabularies. It keeps numbers that are there before it begins: those of special tokens.
+    """
+    known = sorted(characters, key=lambda character: (-characters[character], character))
+    alphabet = sorted(known[: config.vocab_size // SHARE_OF_CHARACTERS])
+    inside = [f"{CONTINUATION}{character}" for character in alphabet if _goes_on(character)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size, min_frequency=config.min_frequency, initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet), special_tokens=[*SPECIALS, *inside], show_progress=False,
+        continuing_subword_prefix=CONTINUATION,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(lines, trainer)
+    return dict(sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]))
+
+
+def _goes_on(character: str) -> bool:
+    """Tell whether a character can stand inside a word: signs and CJK characters are words of their own."""
+    if unicodedata.category(character).startswith(("P", "S", "Z", "C")):
+        return False
+    return not unicodedata.name(character, "").startswith("CJK ")
+
+
+def _spool(sources: list[Source], path: Path, tokenizer: Tokenizer, counted: Counter[str]) -> int:
+    """Write the lines of some sources into one file, sides of pairs once each, and return their characters.
+
+    `counted` takes up how often each character occurs once a line is normalised.
+    """
     characters = 0
     seen: set[int] = set()
     with path.open("w", encoding="utf-8", errors="replace") as stream:
@@ -116,6 +142,7 @@ def _spool(sources: list[Source], path: Path) -> int:
                         continue
                     seen.add(key)
                 characters += len(text)
+                counted.update(tokenizer.normalizer.normalize_str(text).replace(" ", ""))
                 stream.write(text + "\n")
     return max(1, characters)
 
