@@ -241,15 +241,7 @@ def sentences(
     `vectors` gives the teacher's vectors (sentences, dim) of some source sentences. An item of the loss is a pair.
     """
     codes = list(chosen)
-    counts = {code: len(numbers) for code, numbers in chosen.items()}
-    pieces = []
-    for language, code in enumerate(codes):
-        rows = _repeated({code: counts[code]}, exponent, seed, most=max(counts.values()))[:, 1]
-        copy = _copies(rows)
-        number = chosen[code][rows]
-        pieces.append(np.stack([copy, pairs.source_of[code][number], np.full(len(rows), language), number], axis=1))
-    table = np.concatenate(pieces)  # (pairs, 4): copy, source sentence, language, pair
-    table = table[np.lexsort(table.T[::-1])]
+    table = _by_sentence(pairs, chosen, exponent, seed)  # (pairs, 4): copy, source sentence, language, pair
     first = np.flatnonzero(np.any(np.diff(table[:, :2], axis=0, prepend=-1) != 0, axis=1))
     last = np.append(first[1:], len(table))
     room = frame.max_length
@@ -326,6 +318,19 @@ def _repeated(counts: Mapping[str, int], exponent: float, seed: int, most: int |
         numbers = np.concatenate([np.tile(np.arange(count), whole), np.sort(more)])
         tables.append(np.stack([np.full(len(numbers), language), numbers], axis=1))
     return np.concatenate(tables)
+
+
+def _by_sentence(pairs: Pairs, chosen: Mapping[str, np.ndarray], exponent: float, seed: int) -> np.ndarray:
+    """Return (pairs, 4): copy, source sentence, language, pair; sorted, the repeats of small languages in copies."""
+    most = max(len(numbers) for numbers in chosen.values())
+    pieces = []
+    for language, (code, numbers) in enumerate(chosen.items()):
+        rows = _repeated({code: len(numbers)}, exponent, seed, most)[:, 1]
+        pair = numbers[rows]
+        columns = [_copies(rows), pairs.source_of[code][pair], np.full(len(rows), language), pair]
+        pieces.append(np.stack(columns, axis=1))
+    table = np.concatenate(pieces)
+    return np.asarray(table[np.lexsort(table.T[::-1])])
 
 
 def _copies(rows: np.ndarray) -> np.ndarray:

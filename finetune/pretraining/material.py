@@ -17,6 +17,7 @@ from finetune.pretraining.scoring import Bitext, Masked, Unigram
 from finetune.pretraining.stores import Encoder
 
 KINDS = ("mlm", "tlm", "distil")
+Chosen = dict[str, np.ndarray]  # language -> numbers of pairs
 TOKENS_AT_ONCE = 1 << 24
 EVERYTHING = 1.0  # the exponent at which no example is repeated
 
@@ -139,24 +140,8 @@ class _Gathering:
     def add_pairs(self, teacher: Teacher | None) -> None:
         """Take the pairs of each language with the source language, and hold out some source sentences with them."""
         train = self._pairs("parallel", teacher, self.held)
-        chosen = {code: np.arange(len(of_source)) for code, of_source in train.source_of.items()}
-        if self.data.parallel_validation:
-            other = self._pairs("parallel_validation", teacher, corpus.HeldOut({}, "", "drop"))
-            held = {code: np.arange(len(of_source)) for code, of_source in other.source_of.items()}
-        else:
-            other, out = train, self._sentences_out(train)
-            held = {code: np.flatnonzero(out[of_source]) for code, of_source in train.source_of.items()}
-            chosen = {code: np.flatnonzero(~out[of_source]) for code, of_source in train.source_of.items()}
-        for code, found in train.figures["languages"].items():
-            if not len(chosen[code]) or not len(held[code]):
-                what = f"{train.files[code][0]}: {found['pairs']:,} pairs are too few to learn from and hold some out"
-                raise UserError(Exit.BAD_DATA, f"{what}; give more, or data.parallel_validation=FILE")
-            corpus.check_unknown(code, found["words"], found["unknown"], "the vocabulary")
-            told = {"pairs": len(chosen[code]), "dropped_pairs": found["dropped"]}
-            self.figures["languages"][code] |= {"words": found["words"], "unknown": found["unknown"]} | told
-        source = train.figures["source"]
-        corpus.check_unknown(self.data.source_language, source["words"], source["unknown"], "the vocabulary")
-        self.figures["source_sentences"] = source["sentences"]
+        other, chosen, held = self._pairs_out(train, teacher)
+        self._tell_pairs(train, chosen, held)
         exponent, seed = self.data.language_exponent, self.asked.seed
         if "tlm" in self.asked.kinds:
             self.parts.append(examples.translations(train, chosen, self.frame, exponent, seed))
@@ -166,10 +151,38 @@ class _Gathering:
         if "distil" in self.asked.kinds:
             assert teacher is not None
             assert train.teacher is not None
-            assert other.teacher is not None
             self.vectors = Vectors(teacher, train.teacher)
             self.parts.append(examples.sentences(train, chosen, self.frame, exponent, seed, self.vectors))
             self.bitexts = [self._bitext(other, code, held[code], teacher) for code in self.asked.partners]
+
+    def _pairs_out(self, train: Pairs, teacher: Teacher | None) -> tuple[Pairs, Chosen, Chosen]:
+        """Return the pairs of validation, and by language the numbers of pairs to learn from and to hold out."""
+        if self.data.parallel_validation:
+            other = self._pairs("parallel_validation", teacher, corpus.HeldOut({}, "", "drop"))
+            chosen, held = (
+                {code: np.arange(len(of_source)) for code, of_source in pairs.source_of.items()}
+                for pairs in (train, other)
+            )
+            return other, chosen, held
+        out = self._sentences_out(train)
+        held = {code: np.flatnonzero(out[of_source]) for code, of_source in train.source_of.items()}
+        chosen = {code: np.flatnonzero(~out[of_source]) for code, of_source in train.source_of.items()}
+        return train, chosen, held
+
+    def _tell_pairs(self, train: Pairs, chosen: Chosen, held: Chosen) -> None:
+        """Note how many pairs there are; refuse too few, and a vocabulary that does not know a language."""
+        for code, found in train.figures["languages"].items():
+            if not len(chosen[code]) or not len(held[code]):
+                what = f"{train.files[code][0]}: {found['pairs']:,} pairs are too few to learn from and hold some out"
+                raise UserError(Exit.BAD_DATA, f"{what}; give more, or data.parallel_validation=FILE")
+            corpus.check_unknown(code, found["words"], found["unknown"], "the vocabulary")
+            figures = self.figures["languages"][code]
+            for name in ("words", "unknown"):  # of the documents too, where there are any
+                figures[name] = figures.get(name, 0) + found[name]
+            figures |= {"pairs": len(chosen[code]), "dropped_pairs": found["dropped"]}
+        source = train.figures["source"]
+        corpus.check_unknown(self.data.source_language, source["words"], source["unknown"], "the vocabulary")
+        self.figures["source_sentences"] = source["sentences"]
 
     def _count(self, tokens: np.ndarray) -> None:
         for start in range(0, len(tokens), TOKENS_AT_ONCE):

@@ -244,7 +244,8 @@ def _exchange(
 
 
 def _prepared(network: BertForPreTraining, config: ShapeConfig) -> Pretrainer:
-    network.config.architectures = None  # what the checkpoint was; save_pretrained writes what it becomes
+    # What the checkpoint was and how it was used: save_pretrained writes what it becomes.
+    network.config.architectures = network.config.task_specific_params = None
     cpu.prepare(network)
     for name, parameter in network.named_parameters():
         layer = ".encoder." in name and config.trained == "embeddings"
