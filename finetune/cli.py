@@ -455,7 +455,7 @@ def _check_output(path: str) -> None:
 
 
 def _prediction_line(row: dict[str, Any]) -> str:
-    if "source" in row:
+    if "source" in row or "probabilities" not in row:  # a text that was written, or whose gaps were filled
         return str(row["predicted"])
     predicted, probabilities = row["predicted"], row["probabilities"]
     if isinstance(predicted, list):

@@ -22,6 +22,9 @@ from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
 from finetune.label_budget import Contender
+from finetune.pretraining import corpus, scoring
+from finetune.pretraining.corpus import CorpusConfig
+from finetune.pretraining.scoring import Tally
 from finetune.report import explanation, languages
 from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
@@ -101,6 +104,8 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
     left_out = 0
     if drop_leaked:
         before = _trained(run, ())[2].data
+        if isinstance(before, CorpusConfig):
+            raise UserError(Exit.USAGE, "--drop-leaked: of a pretraining run, keep texts out of train by data.held_out")
         if before.train is None:
             raise UserError(Exit.USAGE, f"--drop-leaked: {run} does not name a training file to look for texts in")
         files = before.train
@@ -144,7 +149,9 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
-    if isinstance(input, str):
+    if isinstance(config.data, CorpusConfig):
+        split = _read("input", input, config.data) if isinstance(input, str) else from_lines("stdin", input)
+    elif isinstance(input, str):
         split = _read("input", input, dataclasses.replace(config.data, on_empty="error"), gold=False)
     elif isinstance(config.data, SequenceDataConfig):
         split = from_lines("stdin", input, "source")
@@ -334,7 +341,7 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
                 run.updated |= part.updated  # what the seed left on disk must outlive a stop
             parts[seed] = part
     first = parts[config.seeds[0]].results()
-    join = languages.combine if "languages" in first else combine
+    join = languages.combine if "matrix" in first else combine
     results = join(run, parts, judging_of(first))
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
     run.write_card(model_card(results, to_tree(config), _place(run, config.seeds)))
@@ -439,8 +446,11 @@ def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
 
 def _recipe_of(model: Path) -> str:
     """Return the recipe that uses a plain model folder."""
-    kind = read_json(model / "config.json").get("model_type")
-    return "seq2seq" if kind == "finetune_seq2seq" else "bert_classification"
+    stored = read_json(model / "config.json")
+    if stored.get("model_type") == "finetune_seq2seq":
+        return "seq2seq"
+    masked = str((stored.get("architectures") or [""])[0]) in {"BertForMaskedLM", "BertForPreTraining"}
+    return "bert_pretraining" if masked else "bert_classification"
 
 
 def _settings_of(model: Path) -> list[str]:
@@ -505,6 +515,9 @@ def _stored_predictions(name: str, language: str | None = None) -> _Stored:
     folder = Run.open(name).folder
     parts = [Run.open(path) for path in sorted(folder.glob("seed-*"))] or [Run.open(folder)]
     results = [part.results() for part in parts]
+    if results[0]["recipe"] == "bert_pretraining":
+        what = f"{name} is a pretraining: another vocabulary would have other places to guess"
+        raise UserError(Exit.USAGE, f"{what}; fine-tune both models on one task and compare those runs")
     splits = [of["diagnostics"]["judged_on"] if language is None else f"test.{language}" for of in results]
     rows = [part.read_predictions(split) for part, split in zip(parts, splits, strict=True)]
     found = [judging_of(of).read(part) for part, of in zip(rows, results, strict=True)]
@@ -527,12 +540,16 @@ def _read(name: str, files: str | list[str], config: Any, *, gold: bool = True) 
     """Read a file as the recipe of its settings does, with or without what is to be predicted."""
     if isinstance(config, SequenceDataConfig):
         return sequences.read_split(name, files, config, with_targets=gold)
+    if isinstance(config, CorpusConfig):
+        return corpus.read_split(name, files, config)
     return columns.read_split(name, files, config, labelled=gold)
 
 
 def _scores(predictions: Any, config: Any) -> dict[str, dict[str, float]]:
     if isinstance(predictions, Predictions):
         return score(predictions)
+    if isinstance(predictions, Tally):
+        return scoring.score(predictions)
     return text_evaluation.score(predictions, text_evaluation.task_named(config.task, config.language))
 
 

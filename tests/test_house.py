@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("finetune.trainer", "finetune.label_budget"),
     ("finetune.classifier", "finetune.seq2seq.*"),
+    ("finetune.pretraining.*",),
     ("finetune.explain", "finetune.transfer", "finetune.crosslingual"),
     ("finetune.report.*",),
     ("recipes.*",),

@@ -66,17 +66,7 @@ def open_file(file: str, wanted: Wanted) -> Source:
     """
     path = Path(file).expanduser()
     suffix = _suffix(file)
-    if not path.is_file():
-        raise UserError(Exit.NO_INPUT, _absent(file, path))
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if path.stat().st_size == 0:
-            raise _empty(file)
-        if suffix.endswith(".gz"):
-            _check_gzip(file, path, wanted.max_bytes)
-    except OSError as error:
-        raise UserError(Exit.NO_INPUT, f"{file} cannot be read: {error.strerror or error}") from None
+    digest = _check_sound(file, path, wanted)
     reader: Callable[[str, Path, Wanted], Iterator[Row]]
     if suffix == ".parquet":
         reader = _parquet_rows
@@ -85,6 +75,20 @@ def open_file(file: str, wanted: Wanted) -> Source:
     else:
         reader = _json_rows
     return Source(file, digest, _explained(file, path, wanted, reader))
+
+
+def is_text(file: str) -> bool:
+    """Tell whether a file holds plain text, by its name: .txt or .txt.gz."""
+    return file.lower().removesuffix(".gz").endswith(".txt")
+
+
+def open_text(file: str, wanted: Wanted) -> Source:
+    """Check that a plain text file is there and sound, and return its lines unread: one value a row, blank ones too.
+
+    A line ends at a line feed; a carriage return before it is taken off. Raises UserError as `open_file` does.
+    """
+    path = Path(file).expanduser()
+    return Source(file, _check_sound(file, path, wanted), _explained(file, path, wanted, _text_rows))
 
 
 def open_hub(name: str, config: str | None, revision: str | None, wanted: Wanted) -> dict[str, Source]:
@@ -122,6 +126,22 @@ def _suffix(file: str) -> str:
             raise UserError(Exit.NO_INPUT, f"{file} is a folder; give the data file in it")
         raise UserError(Exit.BAD_DATA, f"{file}: unknown kind of file {suffix or '(no extension)'}; known are {KNOWN}")
     return suffix
+
+
+def _check_sound(file: str, path: Path, wanted: Wanted) -> str:
+    """Return the digest of a file's bytes; refuse one that is absent, empty, or not a sound gzip file."""
+    if not path.is_file():
+        raise UserError(Exit.NO_INPUT, _absent(file, path))
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if path.stat().st_size == 0:
+            raise _empty(file)
+        if path.suffix.lower() == ".gz":
+            _check_gzip(file, path, wanted.max_bytes)
+    except OSError as error:
+        raise UserError(Exit.NO_INPUT, f"{file} cannot be read: {error.strerror or error}") from None
+    return digest
 
 
 def _absent(file: str, path: Path) -> str:
@@ -214,6 +234,12 @@ def _likely_encoding(start: bytes, bad: int) -> str:
         return "data.encoding=utf-16"
     # 0x80 to 0x9F are control codes in Latin-1, but quotes, dashes and the euro sign on Windows
     return "data.encoding=cp1252" if 0x80 <= bad <= 0x9F else "data.encoding=latin-1"
+
+
+def _text_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:
+    with _open_text(path, wanted.encoding, newline="\n") as lines:
+        for line, text in enumerate(lines, 1):
+            yield line, [text.rstrip("\r\n")]
 
 
 def _csv_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:

@@ -15,6 +15,11 @@ from finetune.terminal import count, difference, shown
 PIPELINES = {"translation": "translation", "summarization": "summarization"} | dict.fromkeys(
     ("dialogue", "question_answering", "transduction"), "text2text-generation"
 )
+ENCODERS = {
+    "masked language modelling": "fill-mask",
+    "translation language modelling": "fill-mask",
+    "translation distillation": "feature-extraction",
+}
 OWN_MODEL = (
     "The model is the project's own architecture, without remote code: `finetune predict` reads the folder, and after "
     "`import finetune.seq2seq.model` so does AutoModelForSeq2SeqLM."
@@ -27,7 +32,7 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     name, _, _ = str(config.get("model")).partition("@")  # a revision is no part of the name
     front = ModelCardData(
         library_name="transformers" if "parameters" in results["diagnostics"] else "sklearn",
-        pipeline_tag=PIPELINES.get(results["task"], "text-classification"),
+        pipeline_tag=(PIPELINES | ENCODERS).get(results["task"], "text-classification"),
         base_model=name if "/" in name else None,
         tags=["finetune", results["recipe"]],
     )
@@ -42,7 +47,7 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
         parts.append(verdict_text(_with_code(results)).replace("\n", " "))
     if "budget" in results["diagnostics"]:
         parts += ["## How many labels it needs", _budget_table(results["diagnostics"]["budget"])]
-    if "languages" in results:
+    if "matrix" in results:
         parts += ["## Across languages", *_languages(results)]
     rows = ", ".join(f"{number:,} {name}" for name, number in results["diagnostics"]["rows"].items())
     hashes = "\n".join(f"- {_code(name)} sha256 {digest}" for name, digest in environment["data_sha256"].items())
@@ -106,7 +111,7 @@ def _score_table(results: Mapping[str, Any], judged: str) -> str:
         columns[baseline["name"]] = baseline["scores"][judged]
     lines = [f"| {judged} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for metric in results["scores"][judged]:
-        cells = [shown(metric, scores[metric]) for scores in columns.values()]
+        cells = [shown(metric, scores[metric]) if metric in scores else "" for scores in columns.values()]
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     definitions = "\n".join(f"- {name}: {text}" for name, text in results["definitions"].items())
     return "\n".join(lines) + "\n\nIn brackets the 95 % bootstrap interval.\n\n" + definitions

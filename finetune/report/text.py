@@ -20,14 +20,14 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     """Return the end of a run: scores, verdict, the worst errors, and where everything is."""
     judged = results["diagnostics"]["judged_on"]
     scores = results["scores"][judged]
-    told = HEADLINES if "accuracy" in scores else dict(zip(scores, scores, strict=True))
+    told = HEADLINES if "macro_f1" in scores else dict(zip(scores, scores, strict=True))
     headline = "   ".join(f"{name} {shown(metric, scores[metric])}" for metric, name in told.items())
-    if "languages" in results:
+    if "matrix" in results:
         headline += f" ({'+'.join(results['diagnostics']['train_languages'])})"
     lines = [line(judged, headline)]
     if "seeds" in results:
         lines.append(line("seeds", seeds_text(results, judged)))
-    if "languages" in results:
+    if "matrix" in results:
         lines += language_lines(results)
         if "comparison" in results:
             lines += [line("", text) for text in cost_lines(results)]
