@@ -33,7 +33,8 @@ def naive(new: list[list[int]], old: list[list[int]]) -> dict[tuple[int, int], f
     likely: dict[tuple[int, int], float] = defaultdict(lambda: 1.0)
     counts: dict[tuple[int, int], float] = {}
     for _ in range(alignment.ROUNDS):
-        counts, totals = defaultdict(float), defaultdict(float)
+        counts = defaultdict(float)
+        totals: dict[int, float] = defaultdict(float)
         for f, e in zip(new, old, strict=True):
             for j, one in enumerate(f):
                 prior = [

@@ -104,7 +104,7 @@ def test_a_body_with_new_embeddings_keeps_its_layers_and_its_pooler(tiny_model: 
     source = pretrained.locate(str(tiny_model))
     own = pretrained.load_tokenizer(source)
     new = BertTokenizerFast(vocab={name: number for number, name in enumerate([*own.get_vocab(), "gatto", "##ti"])})
-    start = from_checkpoint(source, ShapeConfig(dropout=0.0), own, new, 1)
+    start = from_checkpoint(source, ShapeConfig(dropout=0.0), own, new, [], 1)
     old = AutoModel.from_pretrained(tiny_model)
     bert = start.model.network.bert
     for name, tensor in old.state_dict().items():

@@ -69,6 +69,34 @@ def test_masked_tokens_are_guessed_better_than_by_frequency(masked_run: Ended) -
     assert "tlm" in results["diagnostics"]
 
 
+def test_aligned_embeddings_begin_nearer_to_the_teacher_than_copied_ones(
+    texts: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    retrieved = {}
+    with private_cache(tmp_path):
+        for rows in ("copied", "aligned"):
+            found = done(
+                *RECIPE, f"data.parallel={texts}/parallel.en-{{language}}.jsonl.gz", "train_languages=[en,it,de]",
+                "objective=distil", f"teacher={tiny_model}", f"model={tiny_model}", "vocabulary.train=true", *SMALL,
+                f"vocabulary.embeddings={rows}", "data.validation_share=0.2", "train.max_steps=1",
+                f"output_dir={tmp_path / rows}", "--json",
+            )  # fmt: skip
+            first = next(one for one in found.json["baselines"] if one["name"] == "the first weights")
+            retrieved[rows] = first["scores"]["validation"]["accuracy"]["value"]
+    assert "embeddings aligned by translations" in found.err
+    assert retrieved["aligned"] > retrieved["copied"] + 0.2
+
+
+def test_aligned_embeddings_need_pairs_and_a_body(texts: Path, tiny_model: Path) -> None:
+    mono = (*RECIPE, f"data.train={texts}/mono.en.txt", "vocabulary.embeddings=aligned", "vocabulary.train=true")
+    without_body = call(*mono)
+    assert without_body.code == 2
+    assert "a new vocabulary in a model's body" in without_body.err
+    without_pairs = call(*mono, f"model={tiny_model}")
+    assert without_pairs.code == 2
+    assert "give data.parallel=FILE" in without_pairs.err
+
+
 def test_the_saved_model_is_loaded_by_each_auto_class(masked_run: Ended) -> None:
     model = str(masked_run[0] / "model")
     tokenizer = AutoTokenizer.from_pretrained(model)

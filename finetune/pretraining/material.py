@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.batching import Examples
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.pretraining import corpus, examples
+from finetune.pretraining.alignment import expected_counts
 from finetune.pretraining.corpus import CorpusConfig, Documents, Pairs
 from finetune.pretraining.distillation import Teacher, Vectors
 from finetune.pretraining.examples import Frame, Part
@@ -35,6 +37,11 @@ class Plan:
     def partners(self) -> tuple[str, ...]:
         """Return the languages that are paired with the source language."""
         return tuple(code for code in self.languages if code != self.data.source_language)
+
+    @property
+    def held_out_seed(self) -> int:
+        """Return the seed of what is held out."""
+        return self.seed if self.data.validation_seed is None else self.data.validation_seed
 
     @property
     def main(self) -> str:
@@ -96,6 +103,31 @@ def read(asked: Plan, tokenizer: PreTrainedTokenizerBase, frame: Frame, teacher:
         examples.join(found.parts), found.parts, found.masked, found.bitexts, Unigram.of(found.counts), found.vectors,
         found.digests, found.figures,
     )  # fmt: skip
+
+
+def entry_translations(
+    asked: Plan, new: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase
+) -> list[sparse.csr_matrix]:
+    """Return for each language how often entries of a new vocabulary stand for those of a model, from pairs.
+
+    The source language is paired with itself. Pairs that are held out have no say. Raises UserError (2) without pairs.
+    """
+    if not asked.data.parallel or not asked.partners:
+        what = "vocabulary.embeddings=aligned learns from pairs of translations what entries mean"
+        raise UserError(Exit.USAGE, f"{what}; give data.parallel=FILE, or vocabulary.embeddings=copied")
+    encoders = Encoder(new), Encoder(own)
+    pairs = corpus.read_pairs("parallel", asked.partners, asked.data, encoders, corpus.read_held_out(asked.data))
+    assert pairs.teacher is not None
+    out = np.zeros(len(pairs.source), dtype=bool)
+    if not asked.data.parallel_validation and len(out) > 1:
+        out = corpus.hold_out(len(out), asked.data, asked.held_out_seed)
+    shape, sentences = (len(new), len(own)), np.arange(len(pairs.source))
+    found = [expected_counts(pairs.source, pairs.teacher, sentences, np.flatnonzero(~out), shape)]
+    for code in asked.partners:
+        of_source = pairs.source_of[code]
+        learnt = np.flatnonzero(~out[of_source])
+        found.append(expected_counts(pairs.target[code], pairs.teacher, of_source, learnt, shape))
+    return found
 
 
 class _Gathering:
@@ -206,7 +238,7 @@ class _Gathering:
             if len(found.rows) < 2:
                 what = f"{found.files[0]} is one document, so none can be held out"
                 raise UserError(Exit.BAD_DATA, f"{what}; part documents by blank lines, or give data.validation=FILE")
-            chosen = corpus.hold_out(len(found.rows), self.data, self._seed)
+            chosen = corpus.hold_out(len(found.rows), self.data, self.asked.held_out_seed)
             kept[code] = (found, np.flatnonzero(~chosen))
             out[code] = (found, np.flatnonzero(chosen))
             self.figures["languages"][code]["held_out_units"] = int(chosen.sum())
@@ -217,16 +249,12 @@ class _Gathering:
         if len(pairs.source) < 2:
             what = f"{next(iter(pairs.files.values()))[0]} has one source sentence, so none can be held out"
             raise UserError(Exit.BAD_DATA, f"{what}; give more pairs, or data.parallel_validation=FILE")
-        out = corpus.hold_out(len(pairs.source), self.data, self._seed)
+        out = corpus.hold_out(len(pairs.source), self.data, self.asked.held_out_seed)
         self.figures["held_out_sentences"] = int(out.sum())
         return out
 
-    @property
-    def _seed(self) -> int:
-        return self.asked.seed if self.data.validation_seed is None else self.data.validation_seed
-
     def _hide(self, name: str, part: Part) -> None:
-        self.masked.setdefault(name, {})[part.kind] = Masked.of(part, self.frame, self._seed)
+        self.masked.setdefault(name, {})[part.kind] = Masked.of(part, self.frame, self.asked.held_out_seed)
 
     def _bitext(self, pairs: Pairs, code: str, numbers: np.ndarray, teacher: Teacher) -> Bitext:
         """Gather held-out pairs, one for each source sentence: two right answers cannot both be the nearest."""

@@ -1,13 +1,14 @@
 """The model of pretraining: BERT with an output layer, its losses, where its weights begin and how they are saved."""
 
 import copy
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -24,6 +25,7 @@ from finetune import cpu, pretrained
 from finetune.config import configclass, field
 from finetune.data.batching import Batch
 from finetune.errors import Exit, UserError
+from finetune.pretraining.alignment import mixed_rows
 from finetune.pretraining.vocabulary import new_embeddings
 from finetune.seq2seq.loss import summed_cross_entropy
 
@@ -125,6 +127,7 @@ class Start:
     identity: str
     fresh: bool  # weights or embeddings are new
     copied_rows: int | None = None  # embeddings taken over for a new vocabulary
+    aligned_rows: int = 0  # embeddings that are means of old ones
 
     @property
     def described(self) -> str:
@@ -204,11 +207,12 @@ def from_random(config: ShapeConfig, tokenizer: PreTrainedTokenizerBase, seed: i
 
 def from_checkpoint(
     source: pretrained.Source, config: ShapeConfig, own: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase | None,
-    seed: int,
+    aligned: Sequence[sparse.csr_matrix], seed: int,
 ) -> Start:  # fmt: skip
     """Take the weights of a checkpoint, with its own vocabulary or with new embeddings for another one.
 
-    Parts that it lacks, output layer or pooler, are drawn from `seed`. Raises UserError (2) for what is not BERT.
+    `aligned` says how often entries of the new one stand for old ones (`alignment.expected_counts`). Parts that the
+    checkpoint lacks, output layer or pooler, are drawn from `seed`. Raises UserError (2) for what is not BERT.
     """
     torch.manual_seed(seed)
     settings: dict[str, Any] = {}
@@ -220,27 +224,29 @@ def from_checkpoint(
         raise UserError(
             Exit.USAGE, f"{what}; this recipe trains BERT: give a BERT checkpoint, or none for random weights"
         )
-    copied = None
-    if new is not None:
-        rows = _exchange(network, own, new, seed)
-        copied = int((rows >= 0).sum())
-    return Start(_prepared(network, config), new or own, source.name, source.identity, new is not None, copied)
+    start = Start(_prepared(network, config), new or own, source.name, source.identity, new is not None)
+    if new is None:
+        return start
+    copied, mixed = _exchange(network, own, new, aligned, seed)
+    return replace(start, copied_rows=copied, aligned_rows=mixed)
 
 
 def _exchange(
-    network: BertForPreTraining, own: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, seed: int
-) -> Tensor:
-    """Give a network the embeddings of another vocabulary; return the number that each entry had before, or -1."""
+    network: BertForPreTraining, own: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase,
+    aligned: Sequence[sparse.csr_matrix], seed: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Give a network the embeddings of another vocabulary; return how many rows are copies, and means, of old ones."""
     old_rows = network.get_input_embeddings().weight.detach().clone()
     old_bias = network.cls.predictions.bias.detach().clone()
     table, rows = new_embeddings(old_rows, own, new, seed)
+    mixed, seen = mixed_rows(aligned, old_rows) if aligned else (table, torch.zeros(len(new), dtype=torch.bool))
     network.resize_token_embeddings(len(new), mean_resizing=False)
     with torch.no_grad():
-        network.get_input_embeddings().weight.copy_(table)
+        network.get_input_embeddings().weight.copy_(torch.where(seen[:, None], mixed, table))
         bias = network.cls.predictions.decoder.bias
         bias.copy_(torch.where(rows >= 0, old_bias[rows.clamp(min=0)], torch.zeros(())))
     network.config.pad_token_id = new.pad_token_id
-    return rows
+    return int(((rows >= 0) & ~seen).sum()), int(seen.sum())
 
 
 def _prepared(network: BertForPreTraining, config: ShapeConfig) -> Pretrainer:

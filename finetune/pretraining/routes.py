@@ -15,7 +15,7 @@ from finetune.pretraining import corpus, examples, scoring, vocabulary
 from finetune.pretraining.distillation import Teacher, check_widths
 from finetune.pretraining.examples import Frame
 from finetune.pretraining.masking import CONTINUATION, MaskingConfig
-from finetune.pretraining.material import Material, Plan
+from finetune.pretraining.material import Material, Plan, entry_translations
 from finetune.pretraining.model import Pretrainer, ShapeConfig, Start, auto_learning_rate, from_checkpoint, from_random
 from finetune.pretraining.scoring import Masked, Tally
 from finetune.pretraining.stores import Encoder, Rows
@@ -72,6 +72,9 @@ def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeCo
     source = None if name is None else pretrained.locate(name)
     own = None if source is None else pretrained.load_tokenizer(source)
     new = None
+    if words.embeddings == "aligned" and (own is None or not learns):
+        what = "vocabulary.embeddings=aligned is for a new vocabulary in a model's body"
+        raise UserError(Exit.USAGE, f"{what}; give model=NAME and vocabulary.train=true, or leave it out")
     if learns:
         texts = corpus.texts_for_vocabulary(asked.languages, asked.data)
         longest = shape.max_position_embeddings if name is None else max_length
@@ -79,7 +82,8 @@ def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeCo
     if source is None or own is None:
         assert new is not None
         return from_random(shape, new, asked.seed)
-    return from_checkpoint(source, shape, own, new, asked.seed)
+    aligned = entry_translations(asked, new, own) if words.embeddings == "aligned" and new is not None else []
+    return from_checkpoint(source, shape, own, new, aligned, asked.seed)
 
 
 def ready(start: Start, teacher: Teacher | None, max_length: int, masking: MaskingConfig) -> None:

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,11 @@ class VocabularyConfig:
     lowercase: bool = field(True, "letters are made small")
     strip_accents: bool = field(False, "accents are taken off, as in English uncased BERT")
     min_frequency: Annotated[int, Field(gt=0)] = field(2, "a pair of pieces that is joined is seen so often")
+    embeddings: Literal["copied", "aligned"] = field(
+        "copied",
+        "of a new vocabulary in a model: copied where both have an entry, else drawn; aligned: means of those that an "
+        "entry translates in data.parallel",
+    )
 
 
 def learn(

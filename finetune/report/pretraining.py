@@ -75,8 +75,12 @@ def _amounts(told: Mapping[str, Any]) -> str:
 
 def say_start(run: Run, start: Start) -> None:
     """Tell where weights and vocabulary come from."""
-    copied = "" if start.copied_rows is None else f" · {start.copied_rows:,} embeddings copied, the others drawn"
-    run.say("tokens", f"{len(start.tokenizer):,} entries{copied}")
+    told = [f"{len(start.tokenizer):,} entries"]
+    if start.aligned_rows:
+        told.append(f"{start.aligned_rows:,} embeddings aligned by translations")
+    if start.copied_rows is not None:
+        told.append(f"{start.copied_rows:,} embeddings copied, the others drawn")
+    run.say("tokens", " · ".join(told))
 
 
 def say_baselines(run: Run, found: Mapping[str, Mapping[str, Tally]], kind: str) -> list[System]:

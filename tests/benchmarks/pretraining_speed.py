@@ -110,7 +110,8 @@ def trainer_rate(plan: material.Plan, words: VocabularyConfig, asked: argparse.N
             network, settings, train_dataset=chosen, data_collator=collate, callbacks=[clock]
         )
         trainer.train()
-    return sum(len(row["input_ids"]) for row in chosen) * updates / (updates + 1) / clock.seconds
+    tokens = sum(len(row["input_ids"]) for row in chosen)
+    return float(tokens * updates / (updates + 1) / clock.seconds)
 
 
 class Clock(transformers.TrainerCallback):
