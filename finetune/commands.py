@@ -11,24 +11,36 @@ from types import ModuleType
 from typing import Any
 
 from finetune import config as configuration
-from finetune import hardware, pretrained, text_evaluation
+from finetune import hardware, label_budget, pretrained, text_evaluation
 from finetune.config import flatten, read_yaml, to_tree
 from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
-from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, read_splits
+from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, labels_of_rows, read_splits
 from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
+from finetune.label_budget import Contender
 from finetune.report import explanation, languages
+from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
-from finetune.report.results import combine
+from finetune.report.results import combine, run_baselines
 from finetune.report.text_results import judging_of, task_of
 from finetune.run import Run, disk_errors, environment, read_json
+from finetune.terminal import count
 from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
+NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe by its name, with its module."""
+
+    name: str
+    module: ModuleType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +80,14 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
     with Run(config.output_dir, **dataclasses.asdict(options)) as run:
         for note in notes:
             run.say("note", note)
+        budgets = _plan_budgets(config, run) if hasattr(config, "label_budget") and config.label_budget else None
         if config.seeds and not options.dry_run:
-            return {"output_dir": str(config.output_dir), **_train_seeds(name, module, config, run, options)}
-        return {"output_dir": str(config.output_dir), **module.train(config, run)}
+            results = _train_seeds(name, module, config, run, options)
+        else:
+            results = module.train(config, run)
+        if budgets is not None and not options.dry_run:
+            results = _train_budgets(Recipe(name, module), config, budgets, run, results)
+        return {"output_dir": str(config.output_dir), **results}
 
 
 def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequence[str] = ()) -> dict[str, Any]:
@@ -308,6 +325,7 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
             continue
         run.say("seed", str(seed))
         of_seed = dataclasses.replace(config, data=data, seed=seed, seeds=None, output_dir=str(folder))
+        of_seed = dataclasses.replace(of_seed, label_budget=[]) if hasattr(config, "label_budget") else of_seed
         of_seed = _as_before(name, of_seed, folder) if options.resume else of_seed
         with Run(folder, resume=options.resume) as part:
             try:
@@ -318,10 +336,87 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
     first = parts[config.seeds[0]].results()
     join = languages.combine if "languages" in first else combine
     results = join(run, parts, judging_of(first))
-    place = read_json(parts[config.seeds[0]].folder / "environment.json")
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
-    run.write_card(model_card(results, to_tree(config), place))
+    run.write_card(model_card(results, to_tree(config), _place(run, config.seeds)))
     return results
+
+
+def _plan_budgets(config: Any, run: Run) -> label_budget.Plan:
+    """Check label_budget against the training rows, and say what it will cost."""
+    seeds = _all_seeds(config)
+    train_rows = read_splits(_budget_data(config, None), seed=seeds[0])["train"]
+    planned = label_budget.plan(config.label_budget, labels_of_rows(train_rows, config.data.multi_label))
+    for rows, reason in planned.left_out.items():
+        run.say("budget", f"{rows:,} rows are left out: {reason}")
+    trainings = count(len(planned.budgets) * len(seeds), "more training")
+    run.say("budget", f"{', '.join(f'{rows:,}' for rows in planned.budgets)} rows: {trainings}, after the run itself")
+    return planned
+
+
+def _train_budgets(
+    recipe: Recipe, config: Any, planned: label_budget.Plan, run: Run, results: dict[str, Any]
+) -> dict[str, Any]:
+    """Train again on each budget with each seed, TF-IDF beside it, and add the curves to the results of the run.
+
+    A training ends with its last weights: choosing them on validation would use labels beyond the budget. What it
+    leaves is its scores and predictions; one that ended before is kept.
+    """
+    judged, seeds = results["diagnostics"]["judged_on"], _all_seeds(config)
+
+    def fine_tuned(rows: int, seed: int) -> Predictions:
+        folder = run.budget_folder(rows, seed)
+        if not (folder / "results.json").is_file():
+            run.say("budget", f"{rows:,} rows, seed {seed}")
+            _train_budget(recipe, config, rows, seed, run)
+        part = Run.open(folder)
+        found: Predictions = judging_of(part.results()).read(part.read_predictions(judged))
+        return found
+
+    def cheap(rows: int, seed: int) -> Predictions:
+        splits = read_splits(_budget_data(config, rows), seed=seed)
+        labels = LabelMap.learn(splits["train"], config.data.multi_label)
+        targets = {name: labels.encode(split) for name, split in splits.items()}
+        found: Predictions = run_baselines(splits, targets, labels, seed)[0].predictions[judged]
+        return found
+
+    systems = Contender(results["diagnostics"]["system"], fine_tuned), Contender("TF-IDF", cheap)
+    found = label_budget.measure(planned, seeds, *systems)
+    results["diagnostics"]["budget"] = found
+    draw_budget(found, run.picture_file("label_budget"))
+    run.write_results(results)
+    run.write_card(model_card(results, to_tree(config), _place(run, seeds)))
+    return results
+
+
+def _train_budget(recipe: Recipe, config: Any, rows: int, seed: int, run: Run) -> None:
+    folder = run.budget_folder(rows, seed)
+    settings = dataclasses.replace(config.train, load_best_model_at_end=False, eval_steps=NEVER)
+    own = dataclasses.replace(config, data=_budget_data(config, rows), train=settings, seed=seed, seeds=None)
+    own = dataclasses.replace(own, label_budget=[], baseline="none", output_dir=str(folder))
+    own = _as_before(recipe.name, own, folder) if run.resume else own
+    with Run(folder, resume=run.resume) as part:
+        try:
+            recipe.module.train(own, part)
+        finally:
+            run.updated |= part.updated
+        part.drop_weights()
+
+
+def _budget_data(config: Any, rows: int | None) -> Any:
+    """Return the settings of data for a budget; every budget and seed holds out the same rows for validation."""
+    held = config.data.validation_seed
+    data = dataclasses.replace(config.data, validation_seed=_all_seeds(config)[0] if held is None else held)
+    return data if rows is None else dataclasses.replace(data, train_rows=rows)
+
+
+def _place(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return where a run took place; of several seeds, where the first did, which names the data."""
+    first = run.folder / f"seed-{seeds[0]}" / "environment.json"
+    return dict(read_json(first if first.is_file() else run.folder / "environment.json"))
+
+
+def _all_seeds(config: Any) -> list[int]:
+    return list(config.seeds or [config.seed])
 
 
 def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:

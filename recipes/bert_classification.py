@@ -1,7 +1,6 @@
 """Fine-tune a pretrained encoder to classify texts or text pairs, beside TF-IDF, and say which one to trust.
 
-The [CLS] vector goes through the pretrained pooler and a linear head (Devlin et al. 2019, section 4.1 and appendix
-A.3). GPT-2 and other checkpoints of AutoModelForSequenceClassification work too.
+[CLS] goes through the pretrained pooler and a linear head (Devlin et al. 2019, 4.1 and A.3); GPT-2 and others work too.
 """
 
 import time
@@ -39,6 +38,7 @@ class Config:
     train: TrainConfig = field(lambda: TrainConfig(metric_for_best_model="macro_f1"), "the loop")
     seed: Seed = field(1, "of head, order, dropout and held-out rows")
     seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")
+    label_budget: list[int] = field(list, "also train on so many rows, beside TF-IDF, e.g. [10,30,100,300,1000]")
     output_dir: str | None = field(None, "run folder; default runs/<recipe>-<date>-<time>")
 
 

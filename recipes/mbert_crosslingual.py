@@ -53,6 +53,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     plan = crosslingual.plan(corpus, Wanted(config.matrix, config.oracle, config.few_shot), config.seed)
     found = languages.say_plan(run, config.data, plan)
     ready = prepare(config, run, plan.source, corpus)
+    found |= languages.say_diagnosis(run, corpus, ready.parts.tokenizer, config.max_length)
     found |= opening.say_lengths(run, ready.encoded, config.max_length, config.data.on_long)
     opening.say_model(run, ready.parts.described, ready.settings, config.train, len(ready.loop.plan(ready.examples)))
     if run.dry_run:

@@ -9,17 +9,18 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.table import InMemoryTable
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from finetune.config import Seed, configclass, field
 from finetune.data.read import Source, Value, Wanted, check_encoding, open_file, open_hub, shown
+from finetune.data.subset import nested_rows, rarest_labels
 from finetune.errors import Exit, UserError, nearest
 
 CHUNK_ROWS = 50_000
@@ -102,6 +103,9 @@ class DataConfig(DataRules, TextColumns):
 
     on_long: Literal["truncate", "error", "window"] = field("truncate", "what to do with texts above max_length")
     on_empty: Literal["error", "skip"] = field("error", "what to do with rows without text or label")
+    train_rows: Annotated[int, Field(gt=0)] | None = field(
+        None, "train on so many rows, stratified, drawn by the seed; fewer rows are among them; null: all"
+    )
 
 
 @dataclass(frozen=True)
@@ -201,15 +205,14 @@ class LabelMap:
         Raises UserError (65) for labels that the training data does not have, with place and nearest known label.
         """
         numbers = {name: number for number, name in enumerate(self.names)}
-        labels = split.labels()
-        parts = [split_labels(label) for label in labels] if self.multi_label else [[label] for label in labels]
+        parts = labels_of_rows(split, self.multi_label)
         unseen = [row for row, names in enumerate(parts) if any(name not in numbers for name in names)]
         if unseen:
             name = next(name for name in parts[unseen[0]] if name not in numbers)
             raise UserError(Exit.BAD_DATA, self._unseen(split.where(unseen[0]), name, len(unseen)))
         if not self.multi_label:
-            return np.array([numbers[label] for label in labels], dtype=np.int64)
-        encoded = np.zeros((len(labels), len(self.names)), dtype=np.float32)
+            return np.array([numbers[label] for (label,) in parts], dtype=np.int64)
+        encoded = np.zeros((len(parts), len(self.names)), dtype=np.float32)
         for row, names in enumerate(parts):
             encoded[row, [numbers[name] for name in names]] = 1.0
         return encoded
@@ -220,6 +223,11 @@ class LabelMap:
         rows = "1 such row" if total == 1 else f"{total:,} such rows"
         advice = "mend the label or add training rows that have it"
         return f"{where}: label {shown(name)} is not in the training data{question} ({rows}); {advice}"
+
+
+def labels_of_rows(split: Split, multi_label: bool) -> list[list[str]]:
+    """Return the labels of each row: one, or any number where rows are multi-label."""
+    return [split_labels(label) if multi_label else [label] for label in split.labels()]
 
 
 def split_labels(label: str) -> list[str]:
@@ -293,6 +301,9 @@ def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> di
     )
     if "train" in splits and "validation" not in splits:
         splits |= _hold_out(splits["train"], config, seed_of_validation(config, seed))
+    if "train" in splits and config.train_rows is not None:
+        labels = labels_of_rows(splits["train"], config.multi_label)
+        splits["train"] = splits["train"].select(nested_rows(labels, config.train_rows, seed))
     return in_order(splits)
 
 
@@ -487,7 +498,7 @@ def _repeated_id(table: pa.Table, files: tuple[str, ...]) -> UserError:
 
 def _hold_out(train: Split, config: DataConfig, seed: int) -> dict[str, Split]:
     labels = train.labels()
-    groups = _rarest_labels(labels) if config.multi_label else labels
+    groups = rarest_labels(labels_of_rows(train, True)) if config.multi_label else labels
     chosen = _stratified(groups, config.validation_share, seed)
     if config.multi_label:
         _keep_every_label(labels, chosen)
@@ -530,15 +541,6 @@ def _stratified(groups: list[str], share: float, seed: int) -> np.ndarray:
     for start, count in zip(first, given, strict=True):
         chosen[by_group[start : start + count]] = True
     return chosen
-
-
-def _rarest_labels(labels: list[str]) -> list[str]:
-    """Return for each multi-label row the one of its labels that fewest rows have, which stratifies best."""
-    counts: dict[str, int] = {}
-    for label in labels:
-        for part in split_labels(label):
-            counts[part] = counts.get(part, 0) + 1
-    return [min(split_labels(label), key=lambda part: (counts[part], part), default="") for label in labels]
 
 
 def _keep_every_label(labels: list[str], chosen: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from finetune import __version__
 from finetune.report.matrix import markdown, table, verdict_lines
 from finetune.report.text import verdict_text
 from finetune.run import SECRET
-from finetune.terminal import count, shown
+from finetune.terminal import count, difference, shown
 
 PIPELINES = {"translation": "translation", "summarization": "summarization"} | dict.fromkeys(
     ("dialogue", "question_answering", "transduction"), "text2text-generation"
@@ -41,6 +41,8 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
         parts.append(verdict_text(_with_code(results)).replace("\n", " "))
     if "languages" in results:
         parts += ["## Across languages", *_languages(results)]
+    if "budget" in results["diagnostics"]:
+        parts += ["## How many labels it needs", _budget_table(results["diagnostics"]["budget"])]
     rows = ", ".join(f"{number:,} {name}" for name, number in results["diagnostics"]["rows"].items())
     hashes = "\n".join(f"- {_code(name)} sha256 {digest}" for name, digest in environment["data_sha256"].items())
     parts += [
@@ -86,6 +88,15 @@ def _with_code(results: Mapping[str, Any]) -> dict[str, Any]:
         return dict(results)
     quoted = pair | {"labels": [_code(label) for label in pair["labels"]]}
     return dict(results) | {"diagnostics": results["diagnostics"] | {"most_confused": quoted}}
+
+
+def _budget_table(found: Mapping[str, Any]) -> str:
+    metric, names = found["metric"], list(found["curves"])
+    lines = [f"| labelled rows | {' | '.join(names)} | difference |", "|---" * (len(names) + 2) + "|"]
+    for number, compared in enumerate(found["comparisons"]):
+        cells = [shown(metric, points[number][metric]) for points in found["curves"].values()]
+        lines.append(f"| {compared['rows']:,} | {' | '.join(cells)} | {difference(compared)}: {compared['verdict']} |")
+    return "\n".join(lines) + f"\n\n{found['crossing']['sentence']}. Trained to the end, without validation."
 
 
 def _score_table(results: Mapping[str, Any], judged: str) -> str:

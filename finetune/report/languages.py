@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from finetune import crosslingual, evaluation
 from finetune.crosslingual import Cell, Matrix, Plan, Trained
 from finetune.data import patterns
@@ -12,12 +14,12 @@ from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.data.patterns import Corpus
 from finetune.errors import UserError
 from finetune.evaluation import Predictions
-from finetune.report import opening, results
+from finetune.report import diagnosis, opening, results
 from finetune.report.results import Conclusion, Judging, System, assemble, combined, write_predictions
 from finetune.run import Run, read_json
 from finetune.terminal import count
 
-KEPT_OF_FIRST = ("train_languages", "numbered_ids", "matrix_rows", "oracle")
+KEPT_OF_FIRST = ("train_languages", "numbered_ids", "matrix_rows", "oracle", "languages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,12 @@ def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
         run.say("oracle", plan.left_out)
         found["oracle"] = plan.left_out
     return found
+
+
+def say_diagnosis(run: Run, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+    """Tell how the tokenizer reads each test language beside the training languages; return it for the record."""
+    training = {language: corpus.train[language] for language in corpus.sources}
+    return {"languages": diagnosis.say_languages(run, corpus.test, training, tokenizer, max_length)}
 
 
 def run_baselines(run: Run, plan: Plan, seed: int) -> Beside:
@@ -112,6 +120,7 @@ def conclude(run: Run, found: Found, recipe: str, model: str, system: str) -> di
     matrix = {found.plan.source.name: {language: [one] for language, one in cells.items()}}
     matrix |= {row: {language: [one] for language, one in row_cells.items()} for row, row_cells in stored.items()}
     _by_language(collected, matrix, corpus.sources, tfidf)
+    diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
     collected["seconds"]["total"] = time.perf_counter() - found.began
     run.write_results(collected)
     return collected
@@ -136,6 +145,7 @@ def combine(run: Run, seeds: Mapping[int, Run], judging: Judging) -> dict[str, A
         matrix[row] = {column: [of_seed[row][column] for of_seed in others] for column in of_first}
     tfidf = {column: read(parts[0], f"baseline.test.{column}") for column in columns} if "baseline" in first else None
     _by_language(collected, matrix, before["train_languages"], tfidf)
+    diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
     run.write_results(collected)
     return collected
 
@@ -230,6 +240,16 @@ def _by_language(
         "consistency": crosslingual.consistency(cells, numbered, reference),
         "between_languages": crosslingual.between_languages(cells, parallel),
     }
+    _explain_gaps(collected["diagnostics"], collected["languages"], reference)
+
+
+def _explain_gaps(diagnostics: dict[str, Any], scores: Mapping[str, Any], reference: str) -> None:
+    """Put beside the figures of the languages how they go with the gap to the oracle, or else to the reference."""
+    gaps, to = {name: gap["difference"] for name, gap in diagnostics["gap_to_oracle"].items()}, "the oracle"
+    if not gaps and reference:
+        best, to = scores[reference]["accuracy"]["value"], reference
+        gaps = {name: best - of["accuracy"]["value"] for name, of in scores.items() if name != reference}
+    diagnostics["languages"] = diagnosis.with_gaps(diagnostics["languages"], gaps, to)
 
 
 def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusion:
