@@ -54,7 +54,7 @@ def test_a_run_tells_its_figures_and_how_to_have_the_languages_of_the_files(
     told = capsys.readouterr().err.splitlines()
     assert told[0].split() == ["languages", "en", "it"]
     assert told[1].split() == ["subwords", "a", "word", "1.00", "2.25"]  # i l p a c c o of two words, my card
-    assert told[3].split() == ["texts", "cut,", "%", "100.0", "100.0"]
+    assert told[3].split() == ["texts", "cut,", "%", "100.0", "50.0"]
     assert told[-1] == f"note      {LANGID_HINT}"
 
 

@@ -151,6 +151,10 @@ def test_the_mix_is_told_by_file_and_warned_of_by_file(identifier: None, tmp_pat
     assert wrong_files(mix) == [f"{files['wrong']} is given for it-CH, and 90 % of its rows seem to be de"]
 
 
+def test_a_file_of_many_languages_is_given_for_none_of_them() -> None:
+    assert wrong_files({"it": {"it.csv": {"de": 0.4, "it": 0.35, "en": 0.25}}}) == []
+
+
 def test_close_kin_are_no_reason_to_warn(identifier: None) -> None:
     mix = language_mix({"no": [split("nn hei", "nn ja", "nn nei")]})
     assert mix == {"no": {"test": {"nn": 1.0}}}
