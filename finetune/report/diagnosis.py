@@ -48,7 +48,9 @@ def say_languages(
     check_known(figures)
     run.say("languages", "\n".join(figure_lines(figures)))
     found: dict[str, Any] = {"figures": figures, "definitions": FIGURES}
-    of_language = {name: [split for of in (training, tests) if (split := of.get(name))] for name in tests | training}
+    of_language = {
+        name: [split for of in (training, tests) if (split := of.get(name))] for name in {**tests, **training}
+    }
     mix = language_mix(of_language)
     if mix is None:
         run.say("note", LANGID_HINT)
