@@ -96,7 +96,8 @@ def test_correlations_are_ranks_over_the_languages_with_a_gap() -> None:
         f"l{number}": dict.fromkeys(FIGURES, 0.5) | {"subwords_per_word": value, "type_overlap": -value}
         for number, value in enumerate(fertility)
     }
-    found = correlations(figures | {"no gap": figures["l0"]}, {f"l{n}": gap for n, gap in enumerate(gaps)})
+    of_gaps = {f"l{n}": gap for n, gap in enumerate(gaps)} | {"no figures": 0.0}
+    found = correlations(figures | {"no gap": figures["l0"]}, of_gaps)
     assert found["spearman_with_gap"] == {
         "subwords_per_word": pytest.approx(1.0),
         "type_overlap": pytest.approx(-1.0),
