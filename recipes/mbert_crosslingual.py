@@ -69,16 +69,18 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     run.start(tree, place)
     trained = fit(run, plan.source, corpus, ready)
     run.save_model(ready.parts.save)
+    found |= {"parameters": ready.parts.parameters, "trained_parameters": ready.trained}
+    family = ready.parts.family
+    del ready  # model and optimizer, before those of the other rows
 
     def train_row(part: Run, row: Row) -> Trained:
         of_row = prepare(config, part, row, corpus)
         part.start({**tree, **to_tree(replace(config, train=of_row.settings))}, place)
         return fit(part, row, corpus, of_row)
 
-    found |= {"parameters": ready.parts.parameters, "trained_parameters": ready.trained}
     others = crosslingual.train_rows(run, plan.others, train_row)
     outcome = languages.Found(plan, trained, others, beside, found, began)
-    results = languages.conclude(run, outcome, "mbert_crosslingual", config.model, ready.parts.family)
+    results = languages.conclude(run, outcome, "mbert_crosslingual", config.model, family)
     run.write_card(card.model_card(results, tree, place))
     return results
 

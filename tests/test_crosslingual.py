@@ -73,6 +73,7 @@ def test_the_oracle_is_each_test_language_with_a_training_file_alone(corpus: Cor
 def test_the_full_matrix_has_each_language_alone_and_all_together_each_once(corpus: Corpus) -> None:
     rows = planned(corpus, Wanted("full"))
     assert list(rows) == ["en", "it", "de", "en+it+de"]
+    assert [row.name for row in crosslingual.plan(corpus, Wanted("full"), seed=1).others] == list(rows)[1:]
     assert len(rows["en+it+de"].train) == 60
     both = dataclasses.replace(corpus, sources=("en", "it"))
     assert list(planned(both, Wanted("full"))) == ["en+it", "en", "it", "de", "en+it+de"]
@@ -224,6 +225,15 @@ def test_consistency_is_the_share_of_rows_with_the_same_prediction_right_or_wron
     assert crosslingual.consistency(seeds, {"en": False, "it": False}, "en")["it"]["value"] == 0.75
 
 
+def test_a_row_of_several_labels_is_consistent_where_the_whole_set_is() -> None:
+    gold = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
+    other = gold.copy()
+    other[1, 1] = 0
+    one, two = (Predictions(list("wxyz"), gold, said, said * 0.9, LABELS, True) for said in (gold, other))
+    found = crosslingual.consistency({"en": [one], "it": [two]}, {"en": False, "it": False}, "en")
+    assert found["it"]["value"] == 0.75
+
+
 def averaged(cells: dict[str, Cell], groups: dict[str, list[str]], parallel: list[str]) -> dict[str, Any]:
     scores = crosslingual.score_matrix({"en": cells})["en"]
     return crosslingual.averages(cells, scores, groups, parallel)
@@ -254,10 +264,12 @@ def test_parallel_rows_do_not_count_as_more_rows_and_independent_ones_do() -> No
         for name, found in (
             ("parallel", averaged(cells, groups, list(cells))),
             ("independent", averaged(cells, groups, [])),
+            ("three of four", averaged(cells, groups, ["en", "de", "es"])),
         )
     }
     assert widths["parallel"] == pytest.approx(alone["high"] - alone["low"], rel=0.1)
     assert widths["independent"] == pytest.approx((alone["high"] - alone["low"]) / 2, rel=0.1)
+    assert widths["three of four"] == pytest.approx((alone["high"] - alone["low"]) * 10**0.5 / 4, rel=0.1)
 
 
 def test_each_two_parallel_languages_are_compared_on_their_common_rows() -> None:

@@ -418,6 +418,22 @@ def test_labels_that_differ_between_languages_are_listed(tiny_model: Path, tmp_p
     assert ", ".join(f'"{label}"' for label in sorted(TOPICS)) in outcome.err
 
 
+def test_texts_of_a_test_language_that_stand_in_its_training_file_are_told_and_can_be_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    files = files_in(tmp_path, "it.train")
+    write_csv(tmp_path / "it.test.csv", [*toy_rows(21, 2), *toy_rows(48, 0)[:3]])
+    write_csv(tmp_path / "it.train.csv", toy_rows(48, 0))
+    arguments = [*files, "test_languages=[it]", f"model={tiny_model}", f"output_dir={tmp_path / 'run'}", *FAST]
+    outcome = call("train", "mbert_crosslingual", *arguments, "data.on_leak=error")
+    assert outcome.code == Exit.BAD_DATA
+    write_csv(tmp_path / "en.train.csv", toy_rows(48, 5))  # the same texts are no longer in the training language
+    outcome = call("train", "mbert_crosslingual", *arguments, "data.on_leak=error")
+    assert outcome.code == Exit.BAD_DATA
+    assert "3 it test texts also in train (12.5 %)" in outcome.err
+    assert "warning   3 it test texts" in done("train", "mbert_crosslingual", *arguments, "--dry-run").err
+
+
 def test_a_pattern_without_the_language_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     files_in(tmp_path)
     files = [f"data.{kind}={tmp_path}/en.{kind}.csv" for kind in SIZES]

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from finetune import crosslingual, evaluation
 from finetune.crosslingual import Cell, Matrix, Plan, Trained
 from finetune.data import patterns
+from finetune.data.check import leaks
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
-from finetune.data.patterns import Corpus
 from finetune.errors import UserError
 from finetune.evaluation import Predictions
 from finetune.report import diagnosis, opening, results
@@ -23,14 +23,23 @@ KEPT_OF_FIRST = ("train_languages", "numbered_ids", "matrix_rows", "oracle", "la
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
-    """The cheap systems of a cross-lingual run.
+class Cheap:
+    """A cheap system that was trained on the training languages: what it predicts, and the seconds that it took."""
 
-    `systems` are trained on the training languages, TF-IDF first; their predictions are those of validation and of
-    each test language. `own` is TF-IDF trained on each language that has a training file, and scored on it.
+    name: str
+    validation: Predictions
+    languages: dict[str, Predictions]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """The cheap systems of a cross-lingual run, TF-IDF first.
+
+    `own` is TF-IDF trained on each language that has a training file, and scored on it.
     """
 
-    systems: list[System]
+    systems: list[Cheap]
     own: dict[str, Predictions]
 
 
@@ -54,6 +63,10 @@ def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
     corpus, source = plan.corpus, plan.source
     splits = {"train": source.train, "validation": source.validation, "test": corpus.together("test", corpus.tests)}
     found = opening.say_data(run, config, splits, corpus.labels)
+    for language in [language for language in corpus.targets if language in corpus.train]:
+        leaked = leaks(corpus.train[language], corpus.test[language])
+        found["leaked_rows"][f"{language} test"] = len(leaked)
+        opening.tell_leak(run, config, corpus.test[language], leaked)
     sizes = " · ".join(f"{language} {len(split):,}" for language, split in corpus.test.items())
     run.say("", f"train {source.name} · test {sizes}")
     if plan.others:
@@ -79,17 +92,20 @@ def run_baselines(run: Run, plan: Plan, seed: int) -> Beside:
     corpus, source, labels = plan.corpus, plan.source, plan.corpus.labels
     tests = {"train": source.train, "validation": source.validation, "test": corpus.together("test", corpus.tests)}
     found = results.run_baselines(tests, {name: labels.encode(split) for name, split in tests.items()}, labels, seed)
-    systems = [dataclasses.replace(system, predictions=_by_split(system, corpus)) for system in found]
+    of_languages = [crosslingual.by_language(system.predictions["test"], corpus.test) for system in found]
+    systems = [
+        Cheap(system.name, system.predictions["validation"], languages, system.seconds)
+        for system, languages in zip(found, of_languages, strict=True)
+    ]
     own = {}
     for language in [language for language in corpus.tests if language in corpus.train and language != source.name]:
         splits = {"train": corpus.train[language], "test": corpus.test[language]}
         targets = {name: labels.encode(split) for name, split in splits.items()}
         own[language] = results.run_baselines(splits, targets, labels, seed)[0].predictions["test"]
     if own and source.name in corpus.tests:
-        own = {source.name: systems[0].predictions[source.name], **own}
-    opening.say_baselines(run, systems)
-    shares = {language: systems[0].predictions[language].right.mean() for language in corpus.tests}
-    told = " · ".join(f"{language} {share:.3f}" for language, share in shares.items())
+        own = {source.name: systems[0].languages[source.name], **own}
+    opening.say_baselines(run, found)
+    told = " · ".join(f"{language} {cell.right.mean():.3f}" for language, cell in systems[0].languages.items())
     run.say("", f"TF-IDF trained on {source.name}, test accuracy: {told}")
     return Beside(systems, own)
 
@@ -101,7 +117,7 @@ def conclude(run: Run, found: Found, recipe: str, model: str, system: str) -> di
     """
     corpus, cells, beside = found.plan.corpus, found.trained.columns, found.beside
     collected = assemble(run, _conclusion(found, recipe, model, system))
-    tfidf = None if beside is None else beside.systems[0].predictions
+    tfidf = None if beside is None else beside.systems[0].languages
     for language, split in corpus.test.items():
         write_predictions(run, f"test.{language}", cells[language], split)
         if tfidf is not None:
@@ -271,7 +287,7 @@ def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusio
         recipe=recipe,
         model=model,
         system=System(system, parts(trained.validation, trained.columns), trained.seconds["train"]),
-        baselines=[System(s.name, parts(s.predictions["validation"], s.predictions), s.seconds) for s in systems],
+        baselines=[System(cheap.name, parts(cheap.validation, cheap.languages), cheap.seconds) for cheap in systems],
         splits=splits,
         seconds=trained.seconds,
         throughput=trained.throughput,
@@ -279,18 +295,12 @@ def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusio
     )
 
 
-def _by_split(system: System, corpus: Corpus) -> dict[str, Predictions]:
-    """Return a system's predictions of validation and of each test language."""
-    languages = crosslingual.by_language(system.predictions["test"], corpus.test)
-    return {"validation": system.predictions["validation"], **languages}
-
-
 def _with_languages(described: Sequence[Mapping[str, Any]], beside: Beside) -> list[dict[str, Any]]:
     """Return the baselines with their scores by language, and TF-IDF trained on each language itself after them."""
     baselines = []
     for one, system in zip(described, beside.systems, strict=True):
-        cells = {name: part for name, part in system.predictions.items() if name != "validation"}
-        baselines.append({**one, "languages": {name: evaluation.score(part) for name, part in cells.items()}})
+        scores = {language: evaluation.score(cell) for language, cell in system.languages.items()}
+        baselines.append({**one, "languages": scores})
     own = {language: evaluation.score(part) for language, part in beside.own.items()}
     if own:
         name = f"{described[0]['name']}, trained on each language itself"
