@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from finetune import classifier, crosslingual, evaluation, hardware, optim, trainer
-from finetune.classifier import Fitting
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.crosslingual import Row, Trained, Wanted
 from finetune.data.columns import DataConfig, Split, digests
@@ -85,7 +84,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     return results
 
 
-def prepare(config: Config, run: Run, row: Row, corpus: Corpus) -> Fitting:
+def prepare(config: Config, run: Run, row: Row, corpus: Corpus) -> classifier.Fitting:
     """Load the model for one row of the matrix and encode its texts; nothing is written."""
     labels, upwards = corpus.labels, classifier.greater_is_better(config.train.metric_for_best_model)
     parts = classifier.load(config.model, labels, config.seed)
@@ -98,10 +97,10 @@ def prepare(config: Config, run: Run, row: Row, corpus: Corpus) -> Fitting:
     loss = classifier.make_loss(labels, config.label_smoothing_factor, None)
     loop = Trainer(parts.model, settings, run, loss=loss, seed=config.seed, layer_decay=config.layerwise_lr_decay)
     examples = classifier.collate(encoded["train"], parts.tokenizer, labels.encode(row.train), row.train.where)
-    return Fitting(parts, settings, encoded, examples, loop, trained, upwards)
+    return classifier.Fitting(parts, settings, encoded, examples, loop, trained, upwards)
 
 
-def fit(run: Run, row: Row, corpus: Corpus, ready: Fitting) -> Trained:
+def fit(run: Run, row: Row, corpus: Corpus, ready: classifier.Fitting) -> Trained:
     """Train the model of a row, keep the epoch with the best validation score, and let it predict its columns."""
     validate = partial(scoring.score_split, ready, "validation", row.validation)
     progress = ready.loop.fit(ready.examples, lambda: evaluation.values(validate()[0]), greater_is_better=ready.upwards)

@@ -78,7 +78,9 @@ def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def say_diagnosis(run: Run, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+def say_diagnosis(
+    run: Run, corpus: patterns.Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Any]:
     """Tell how the tokenizer reads each test language beside the training languages; return it for the record."""
     training = {language: corpus.train[language] for language in corpus.sources}
     return {"languages": diagnosis.say_languages(run, corpus.test, training, tokenizer, max_length)}
