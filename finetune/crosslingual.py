@@ -185,8 +185,8 @@ def averages(
 ) -> dict[str, Any]:
     """Average over each group of languages whose cells are all there: {group: {"accuracy": ..., "macro_f1": ...}}.
 
-    `scores` are those of the cells. Accuracy has an interval: the same rows drawn in every language where all are
-    parallel, else each language by itself (the squares of its distances add up: Zou and Donner 2008, MOVER).
+    `scores` are those of the cells. Accuracy has an interval: the same rows are drawn in all the parallel languages,
+    and what that group and the other languages add to its width is independent (Zou and Donner 2008, MOVER).
     """
     whole = {name: languages for name, languages in groups.items() if set(languages) <= set(cells)}
     return {name: _average(_some(cells, languages), scores, parallel) for name, languages in whole.items()}
@@ -310,17 +310,17 @@ def _finish(part: Run, row: Row, trained: Trained) -> None:
 def _average(cells: Mapping[str, Cell], scores: Mapping[str, Any], parallel: Sequence[str]) -> dict[str, Any]:
     of_cells = [scores[language] for language in cells]
     found = {name: {"value": float(np.mean([score[name]["value"] for score in of_cells]))} for name in AVERAGED}
+    together = [language for language in cells if language in parallel]
+    alone = [scores[language]["accuracy"] for language in cells if language not in together]
+    parts = [(1, score["value"], score["low"], score["high"]) for score in alone]
+    if together:
+        first = cells[together[0]][0].ids
+        interval = _mean_interval(np.mean([_right(cells[language], first) for language in together], axis=0))
+        parts.append((len(together), interval.value, interval.low, interval.high))
     value = found["accuracy"]["value"]
-    if set(cells) <= set(parallel):
-        first = next(iter(cells.values()))[0].ids
-        rows = np.mean([_right(cell, first) for cell in cells.values()], axis=0)
-        interval = _mean_interval(rows)
-        low, high = interval.low, interval.high
-    else:
-        below = [score["accuracy"]["value"] - score["accuracy"]["low"] for score in of_cells]
-        above = [score["accuracy"]["high"] - score["accuracy"]["value"] for score in of_cells]
-        low, high = value - math.hypot(*below) / len(cells), value + math.hypot(*above) / len(cells)
-    found["accuracy"] |= {"low": low, "high": high}
+    below = math.hypot(*(count * (middle - low) for count, middle, low, _ in parts)) / len(cells)
+    above = math.hypot(*(count * (high - middle) for count, middle, _, high in parts)) / len(cells)
+    found["accuracy"] |= {"low": value - below, "high": value + above}
     return found
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from finetune import classifier, crosslingual, evaluation, hardware, optim, trainer
-from finetune.classifier import Fitting
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.crosslingual import Row, Trained, Wanted
 from finetune.data.columns import DataConfig, Split, digests
@@ -53,6 +52,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     plan = crosslingual.plan(corpus, Wanted(config.matrix, config.oracle, config.few_shot), config.seed)
     found = languages.say_plan(run, config.data, plan)
     ready = prepare(config, run, plan.source, corpus)
+    found |= languages.say_diagnosis(run, corpus, ready.parts.tokenizer, config.max_length)
     found |= opening.say_lengths(run, ready.encoded, config.max_length, config.data.on_long)
     opening.say_model(run, ready.parts.described, ready.settings, config.train, len(ready.loop.plan(ready.examples)))
     if run.dry_run:
@@ -84,7 +84,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     return results
 
 
-def prepare(config: Config, run: Run, row: Row, corpus: Corpus) -> Fitting:
+def prepare(config: Config, run: Run, row: Row, corpus: Corpus) -> classifier.Fitting:
     """Load the model for one row of the matrix and encode its texts; nothing is written."""
     labels, upwards = corpus.labels, classifier.greater_is_better(config.train.metric_for_best_model)
     parts = classifier.load(config.model, labels, config.seed)
@@ -97,10 +97,10 @@ def prepare(config: Config, run: Run, row: Row, corpus: Corpus) -> Fitting:
     loss = classifier.make_loss(labels, config.label_smoothing_factor, None)
     loop = Trainer(parts.model, settings, run, loss=loss, seed=config.seed, layer_decay=config.layerwise_lr_decay)
     examples = classifier.collate(encoded["train"], parts.tokenizer, labels.encode(row.train), row.train.where)
-    return Fitting(parts, settings, encoded, examples, loop, trained, upwards)
+    return classifier.Fitting(parts, settings, encoded, examples, loop, trained, upwards)
 
 
-def fit(run: Run, row: Row, corpus: Corpus, ready: Fitting) -> Trained:
+def fit(run: Run, row: Row, corpus: Corpus, ready: classifier.Fitting) -> Trained:
     """Train the model of a row, keep the epoch with the best validation score, and let it predict its columns."""
     validate = partial(scoring.score_split, ready, "validation", row.validation)
     progress = ready.loop.fit(ready.examples, lambda: evaluation.values(validate()[0]), greater_is_better=ready.upwards)

@@ -264,10 +264,12 @@ def test_parallel_rows_do_not_count_as_more_rows_and_independent_ones_do() -> No
         for name, found in (
             ("parallel", averaged(cells, groups, list(cells))),
             ("independent", averaged(cells, groups, [])),
+            ("three of four", averaged(cells, groups, ["en", "de", "es"])),
         )
     }
     assert widths["parallel"] == pytest.approx(alone["high"] - alone["low"], rel=0.1)
     assert widths["independent"] == pytest.approx((alone["high"] - alone["low"]) / 2, rel=0.1)
+    assert widths["three of four"] == pytest.approx((alone["high"] - alone["low"]) * 10**0.5 / 4, rel=0.1)
 
 
 def test_each_two_parallel_languages_are_compared_on_their_common_rows() -> None:

@@ -16,8 +16,8 @@ from finetune.language_diagnosis import (
     language_mix,
     wrong_files,
 )
+from finetune.report.matrix import WIDTH
 from finetune.report.pictures import heat_map, heat_map_in_words, save_svg
-from finetune.report.text import WIDTH
 from finetune.run import Run
 from finetune.terminal import HEAD_WIDTH
 

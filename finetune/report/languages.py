@@ -5,31 +5,41 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from finetune import crosslingual, evaluation
 from finetune.crosslingual import Cell, Matrix, Plan, Trained
 from finetune.data import patterns
 from finetune.data.check import leaks
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
-from finetune.data.patterns import Corpus
 from finetune.errors import UserError
 from finetune.evaluation import Predictions
-from finetune.report import opening, results
+from finetune.report import diagnosis, opening, results
 from finetune.report.results import Conclusion, Judging, System, assemble, combined, write_predictions
 from finetune.run import Run, read_json
 from finetune.terminal import count
 
-KEPT_OF_FIRST = ("train_languages", "numbered_ids", "matrix_rows", "oracle")
+KEPT_OF_FIRST = ("train_languages", "numbered_ids", "matrix_rows", "oracle", "languages")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cheap:
+    """A cheap system that was trained on the training languages: what it predicts, and the seconds that it took."""
+
+    name: str
+    validation: Predictions
+    languages: dict[str, Predictions]
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """The cheap systems of a cross-lingual run.
+    """The cheap systems of a cross-lingual run, TF-IDF first.
 
-    `systems` are trained on the training languages, TF-IDF first; their predictions are those of validation and of
-    each test language. `own` is TF-IDF trained on each language that has a training file, and scored on it.
+    `own` is TF-IDF trained on each language that has a training file, and scored on it.
     """
 
-    systems: list[System]
+    systems: list[Cheap]
     own: dict[str, Predictions]
 
 
@@ -68,6 +78,14 @@ def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
     return found
 
 
+def say_diagnosis(
+    run: Run, corpus: patterns.Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Any]:
+    """Tell how the tokenizer reads each test language beside the training languages; return it for the record."""
+    training = {language: corpus.train[language] for language in corpus.sources}
+    return {"languages": diagnosis.say_languages(run, corpus.test, training, tokenizer, max_length)}
+
+
 def run_baselines(run: Run, plan: Plan, seed: int) -> Beside:
     """Train TF-IDF and the majority class on the training languages, TF-IDF on each language that has a training file.
 
@@ -76,17 +94,20 @@ def run_baselines(run: Run, plan: Plan, seed: int) -> Beside:
     corpus, source, labels = plan.corpus, plan.source, plan.corpus.labels
     tests = {"train": source.train, "validation": source.validation, "test": corpus.together("test", corpus.tests)}
     found = results.run_baselines(tests, {name: labels.encode(split) for name, split in tests.items()}, labels, seed)
-    systems = [dataclasses.replace(system, predictions=_by_split(system, corpus)) for system in found]
+    of_languages = [crosslingual.by_language(system.predictions["test"], corpus.test) for system in found]
+    systems = [
+        Cheap(system.name, system.predictions["validation"], languages, system.seconds)
+        for system, languages in zip(found, of_languages, strict=True)
+    ]
     own = {}
     for language in [language for language in corpus.tests if language in corpus.train and language != source.name]:
         splits = {"train": corpus.train[language], "test": corpus.test[language]}
         targets = {name: labels.encode(split) for name, split in splits.items()}
         own[language] = results.run_baselines(splits, targets, labels, seed)[0].predictions["test"]
     if own and source.name in corpus.tests:
-        own = {source.name: systems[0].predictions[source.name], **own}
-    opening.say_baselines(run, systems)
-    shares = {language: systems[0].predictions[language].right.mean() for language in corpus.tests}
-    told = " · ".join(f"{language} {share:.3f}" for language, share in shares.items())
+        own = {source.name: systems[0].languages[source.name], **own}
+    opening.say_baselines(run, found)
+    told = " · ".join(f"{language} {cell.right.mean():.3f}" for language, cell in systems[0].languages.items())
     run.say("", f"TF-IDF trained on {source.name}, test accuracy: {told}")
     return Beside(systems, own)
 
@@ -98,7 +119,7 @@ def conclude(run: Run, found: Found, recipe: str, model: str, system: str) -> di
     """
     corpus, cells, beside = found.plan.corpus, found.trained.columns, found.beside
     collected = assemble(run, _conclusion(found, recipe, model, system))
-    tfidf = None if beside is None else beside.systems[0].predictions
+    tfidf = None if beside is None else beside.systems[0].languages
     for language, split in corpus.test.items():
         write_predictions(run, f"test.{language}", cells[language], split)
         if tfidf is not None:
@@ -117,6 +138,7 @@ def conclude(run: Run, found: Found, recipe: str, model: str, system: str) -> di
     matrix = {found.plan.source.name: {language: [one] for language, one in cells.items()}}
     matrix |= {row: {language: [one] for language, one in row_cells.items()} for row, row_cells in stored.items()}
     _by_language(collected, matrix, corpus.sources, tfidf)
+    diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
     collected["seconds"]["total"] = time.perf_counter() - found.began
     run.write_results(collected)
     return collected
@@ -141,6 +163,7 @@ def combine(run: Run, seeds: Mapping[int, Run], judging: Judging) -> dict[str, A
         matrix[row] = {column: [of_seed[row][column] for of_seed in others] for column in of_first}
     tfidf = {column: read(parts[0], f"baseline.test.{column}") for column in columns} if "baseline" in first else None
     _by_language(collected, matrix, before["train_languages"], tfidf)
+    diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
     run.write_results(collected)
     return collected
 
@@ -235,6 +258,16 @@ def _by_language(
         "consistency": crosslingual.consistency(cells, numbered, reference),
         "between_languages": crosslingual.between_languages(cells, parallel),
     }
+    _explain_gaps(collected["diagnostics"], collected["languages"], reference)
+
+
+def _explain_gaps(diagnostics: dict[str, Any], scores: Mapping[str, Any], reference: str) -> None:
+    """Put beside the figures of the languages how they go with the gap to the oracle, or else to the reference."""
+    gaps, to = {name: gap["difference"] for name, gap in diagnostics["gap_to_oracle"].items()}, "the oracle"
+    if not gaps and reference:
+        best, to = scores[reference]["accuracy"]["value"], reference
+        gaps = {name: best - of["accuracy"]["value"] for name, of in scores.items() if name != reference}
+    diagnostics["languages"] = diagnosis.with_gaps(diagnostics["languages"], gaps, to)
 
 
 def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusion:
@@ -256,7 +289,7 @@ def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusio
         recipe=recipe,
         model=model,
         system=System(system, parts(trained.validation, trained.columns), trained.seconds["train"]),
-        baselines=[System(s.name, parts(s.predictions["validation"], s.predictions), s.seconds) for s in systems],
+        baselines=[System(cheap.name, parts(cheap.validation, cheap.languages), cheap.seconds) for cheap in systems],
         splits=splits,
         seconds=trained.seconds,
         throughput=trained.throughput,
@@ -264,18 +297,12 @@ def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusio
     )
 
 
-def _by_split(system: System, corpus: Corpus) -> dict[str, Predictions]:
-    """Return a system's predictions of validation and of each test language."""
-    languages = crosslingual.by_language(system.predictions["test"], corpus.test)
-    return {"validation": system.predictions["validation"], **languages}
-
-
 def _with_languages(described: Sequence[Mapping[str, Any]], beside: Beside) -> list[dict[str, Any]]:
     """Return the baselines with their scores by language, and TF-IDF trained on each language itself after them."""
     baselines = []
     for one, system in zip(described, beside.systems, strict=True):
-        cells = {name: part for name, part in system.predictions.items() if name != "validation"}
-        baselines.append({**one, "languages": {name: evaluation.score(part) for name, part in cells.items()}})
+        scores = {language: evaluation.score(cell) for language, cell in system.languages.items()}
+        baselines.append({**one, "languages": scores})
     own = {language: evaluation.score(part) for language, part in beside.own.items()}
     if own:
         name = f"{described[0]['name']}, trained on each language itself"

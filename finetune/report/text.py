@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.report.budget import budget_lines
-from finetune.report.matrix import language_lines
+from finetune.report.diagnosis import correlation_text
+from finetune.report.matrix import WIDTH, language_lines
 from finetune.terminal import count, difference, duration, is_percentage, line, p_value, printable, shown
 
 SHOWN_ERRORS = 3
 SHOWN_DISAGREEMENTS = 5
 HEADLINES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-WIDTH = 80  # columns of the terminal that a table may take
 LONGEST_NAME = 24
 SHADES = " ░▒▓█"  # of a cell from the lowest to the highest, without a colour
 TESTS = {True: "exact McNemar", False: "approximate randomisation"}
@@ -31,6 +31,7 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
         lines += language_lines(results)
         if "comparison" in results:
             lines += [line("", text) for text in cost_lines(results)]
+        lines.append(line("gaps", correlation_text(results["diagnostics"]["languages"])))
     elif "comparison" in results:
         lines.append(line("verdict", verdict_text(results)))
     if "budget" in results["diagnostics"]:
