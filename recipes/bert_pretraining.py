@@ -67,8 +67,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     place = environment(config.seed, hardware.describe(config.train.use_cpu), found.digests)
     place |= {"model": start.identity, "teacher": None if teacher is None else teacher.source.identity}
     run.start({"recipe": "bert_pretraining", **to_tree(config)}, place)
-    if found.vectors is not None:
-        found.vectors.remember()
+    found.remember(loop.plan(found.train))
 
     progress = loop.fit(found.train, judge.validate, greater_is_better=routes.upwards(config.train))
     rates = opening.say_costs(run, progress, loop.estimated_seconds, "items")

@@ -56,24 +56,30 @@ class Teacher:
 
 
 class Vectors:
-    """The teacher's vectors of some sentences, by number; asked for one by one until they are all `remember`ed."""
+    """The teacher's vectors of some sentences, by number; worked out when asked for, until they are `remember`ed."""
 
     def __init__(self, teacher: Teacher, rows: Rows) -> None:
         self.teacher, self.rows = teacher, rows
+        self._numbers = np.arange(len(rows))  # the sentences that are remembered, in rising order
         self._cached: np.ndarray | None = None
 
     def __call__(self, numbers: np.ndarray) -> Tensor:
         """Return the vectors of some sentences, (sentences, dim) float32 on the CPU."""
-        found = self.teacher.encode(self.rows, numbers) if self._cached is None else self._cached[numbers]
+        if self._cached is None:
+            found = self.teacher.encode(self.rows, numbers)
+        else:
+            found = self._cached[np.searchsorted(self._numbers, numbers)]
         return torch.from_numpy(found.astype(np.float32))
 
-    def remember(self) -> None:
-        """Work out all vectors, or find them in the cache.
+    def remember(self, needed: np.ndarray | None = None) -> None:
+        """Work out all vectors, or find them in the cache; where a run needs fewer than half of them, only those.
 
-        They are made in a fixed order, so that their last digits do not depend on the run. A process that is killed
-        goes on where it stopped: what is not there yet is NaN.
+        They are made in a fixed order, so that their last digits depend on what is needed and not on the course of a
+        run. A process that is killed goes on where it stopped: what is not there yet is NaN.
         """
-        folder, shape = cache_folder("vectors"), (len(self.rows), self.teacher.width)
+        if needed is not None and 2 * len(needed) < len(self.rows):
+            self._numbers = np.unique(needed)
+        folder, shape = cache_folder("vectors"), (len(self._numbers), self.teacher.width)
         with disk_errors(next(path for path in [folder, *folder.parents] if path.exists())):
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{self._identity()}.npy"
@@ -83,6 +89,7 @@ class Vectors:
 
     def _identity(self) -> str:
         digest = hashlib.sha256(f"{self.teacher.source.identity} {self.teacher.max_length}".encode())
+        digest.update(np.ascontiguousarray(self._numbers).tobytes())
         digest.update(np.ascontiguousarray(self.rows.offsets).tobytes())
         for start in range(0, len(self.rows.tokens), 1 << 20):
             digest.update(np.ascontiguousarray(self.rows.tokens[start : start + (1 << 20)]).tobytes())
@@ -100,7 +107,7 @@ class Vectors:
             for start in range(0, shape[0], SENTENCES_AT_ONCE):
                 part = np.arange(start, min(shape[0], start + SENTENCES_AT_ONCE))
                 if np.isnan(found[part]).any():
-                    found[part] = self.teacher.encode(self.rows, part)
+                    found[part] = self.teacher.encode(self.rows, self._numbers[part])
                     found.flush()
                 bar.update(task, completed=int(part[-1]) + 1)
         draft.replace(path)

@@ -56,6 +56,7 @@ class Part:
     collate: Callable[[np.ndarray, torch.Generator | None], Batch]
     name: Callable[[int], str]
     languages: np.ndarray  # (examples,) of text
+    sources: np.ndarray | None = None  # (examples,) numbers of source sentences, where a teacher's vectors are needed
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -268,7 +269,7 @@ def sentences(
         _, _, language, number = table[first[example]]
         return pairs.where(codes[language], int(number))
 
-    return Part("distil", lengths, collate, name, np.array(codes)[table[first, 2]])
+    return Part("distil", lengths, collate, name, np.array(codes)[table[first, 2]], table[first, 1])
 
 
 def chunked(rows: Sequence[np.ndarray], pad_token: int, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:

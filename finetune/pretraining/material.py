@@ -62,6 +62,17 @@ class Material:
     digests: dict[str, str]
     figures: dict[str, Any]
 
+    def remember(self, updates: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Let the teacher work out the vectors that some updates need, (epoch, example numbers) each."""
+        if self.vectors is None:
+            return
+        examples, start = np.concatenate([update for _, update in updates]), 0
+        for part in self.parts:
+            if part.sources is not None:
+                mine = examples[(examples >= start) & (examples < start + len(part))] - start
+                self.vectors.remember(np.unique(part.sources[mine]))
+            start += len(part)
+
 
 def plan(objective: str, languages: Sequence[str], data: CorpusConfig, teacher: str | None, seed: int) -> Plan:
     """Check what a run is asked for before anything is read; raises UserError (2)."""

@@ -79,7 +79,7 @@ def finetune_rate(plan: material.Plan, words: VocabularyConfig, updates: int, ma
         for number, (_, update) in enumerate(steps[1:], 1):
             loop._update(number, update, found.train)
         seconds = time.process_time() - began
-    return sum(int(found.train.lengths[update].sum()) for _, update in steps[1:]) / seconds
+    return float(sum(int(found.train.lengths[update].sum()) for _, update in steps[1:]) / seconds)
 
 
 def trainer_rate(plan: material.Plan, words: VocabularyConfig, asked: argparse.Namespace) -> float:
@@ -110,8 +110,7 @@ def trainer_rate(plan: material.Plan, words: VocabularyConfig, asked: argparse.N
             network, settings, train_dataset=chosen, data_collator=collate, callbacks=[clock]
         )
         trainer.train()
-    tokens = sum(len(row["input_ids"]) for row in chosen)
-    return float(tokens * updates / (updates + 1) / clock.seconds)
+    return float(sum(len(row["input_ids"]) for row in chosen) * updates / (updates + 1) / clock.seconds)
 
 
 class Clock(transformers.TrainerCallback):
