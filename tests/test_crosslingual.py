@@ -16,6 +16,7 @@ from finetune.data.columns import DataConfig
 from finetune.data.patterns import Corpus, join, read_languages
 from finetune.errors import Exit, Interrupted, UserError
 from finetune.evaluation import Predictions
+from finetune.report import languages
 from finetune.report.matrix import table_lines, verdict_lines
 from finetune.run import Run
 
@@ -281,12 +282,20 @@ def test_each_two_parallel_languages_are_compared_on_their_common_rows() -> None
     assert crosslingual.between_languages(cells, []) == []
 
 
+def test_each_language_is_compared_with_the_baseline_in_the_same_language() -> None:
+    found: dict[str, Any] = {"diagnostics": {"numbered_ids": {"en": False, "it": False}}}
+    matrix: dict[str, dict[str, Cell]] = {"en": {"en": [RIGHT], "it": [HALF]}}
+    languages._by_language(found, matrix, ["en"], {"en": HALF, "it": MOSTLY})
+    assert [one["difference"] for one in found["comparisons"].values()] == pytest.approx([0.5, 0.5 - 7 / 8])
+    assert list(found["diagnostics"]["consistency"]) == ["it"]
+
+
 def test_verdicts_of_many_languages_are_more_careful_than_one() -> None:
     gold = [0] * 60
     better, worse = said([0] * 60, gold), said([1] * 7 + [0] * 53, gold)
     alone = crosslingual.verdicts({"it": [better]}, {"it": worse})
-    languages = [f"l{number}" for number in range(8)]
-    many = crosslingual.verdicts({language: [better] for language in languages}, dict.fromkeys(languages, worse))
+    names = [f"l{number}" for number in range(8)]
+    many = crosslingual.verdicts({name: [better] for name in names}, dict.fromkeys(names, worse))
     assert alone["it"]["verdict"] == "better"
     assert {one["verdict"] for one in many.values()} == {"no difference shown"}
     assert {one["p_value"] for one in many.values()} == {alone["it"]["p_value"]}
