@@ -295,10 +295,10 @@ def cached_predictions(
     return computed
 
 
-def cache_folder() -> Path:
-    """Return where the predictions of baselines are kept: `$FINETUNE_CACHE`, or ~/.cache/finetune, + /baselines."""
+def cache_folder(of: str = "baselines") -> Path:
+    """Return where one kind of intermediate result is kept: `$FINETUNE_CACHE`, or ~/.cache/finetune, + its name."""
     root = os.environ.get("FINETUNE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "finetune") / "baselines"
+    return (Path(root) if root else Path.home() / ".cache" / "finetune") / of
 
 
 @dataclass(frozen=True)

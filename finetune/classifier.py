@@ -19,7 +19,7 @@ from finetune.errors import Exit, UserError, did_you_mean
 from finetune.first_token import read_only_first_token
 from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
 from finetune.run import read_json
-from finetune.trainer import TrainConfig
+from finetune.trainer import TrainConfig, Trainer
 
 # A batch for scoring holds per_device_eval_batch_size texts of this length, or fewer longer ones.
 TOKENS_OF_A_TEXT = 128
@@ -65,6 +65,23 @@ class Classifier:
     def parameters(self) -> int:
         """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """A classifier about to be trained: its resolved settings, its texts by split, and its loop.
+
+    `trained` is the number of parameters that are trained; `upwards` says whether more of the validation score that
+    chooses the checkpoint is better.
+    """
+
+    parts: Classifier
+    settings: TrainConfig
+    encoded: dict[str, Encoded]
+    examples: Examples
+    loop: Trainer
+    trained: int
+    upwards: bool
 
 
 def load(model: str, labels: LabelMap, seed: int) -> Classifier:

@@ -122,6 +122,40 @@ def evaluate(
 
 
 @app.command()
+def crosslingual(
+    run: Annotated[str, typer.Argument(help="folder of a run that labels texts, or of its model")],
+    data: Annotated[str, typer.Option("--data", help="labelled files, as a pattern: 'x/{language}.test.csv'")],
+    languages: Annotated[str | None, typer.Option("--languages", help="e.g. pt,hi; default: all with a file")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    text_pair_column: PairColumn = None,
+    id_column: IdColumn = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    as_json: Json = False,
+) -> None:
+    """Score a trained run in languages that it was not trained on, without training, beside TF-IDF.
+
+    finetune crosslingual runs/x --data 'y/{language}.test.csv' --languages pt,hi
+    """
+    _quiet_environment()
+    from finetune import commands
+    from finetune.report.matrix import elsewhere_lines
+
+    reading = _reading(
+        text_column=text_column, label_column=label_column, text_pair_column=text_pair_column, id_column=id_column,
+        encoding=encoding, delimiter=delimiter,
+    )  # fmt: skip
+    codes = None if languages is None else [code.strip() for code in languages.split(",") if code.strip()]
+    found = commands.crosslingual(run, data, codes, reading=reading)
+    if as_json:
+        return _print_json({name: found[name] for name in ("languages", "comparisons")})
+    for text in elsewhere_lines(found):
+        _print(text)
+    return None
+
+
+@app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
     input: Annotated[str | None, typer.Option("--input", help="file of texts; without it, lines of stdin")] = None,
@@ -405,6 +439,7 @@ def _quiet_environment() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets would tell a server of another firm
     if "--debug" not in sys.argv and not sys.warnoptions:
         warnings.simplefilter("ignore")
 
@@ -420,7 +455,7 @@ def _check_output(path: str) -> None:
 
 
 def _prediction_line(row: dict[str, Any]) -> str:
-    if "source" in row:
+    if "source" in row or "probabilities" not in row:  # a text that was written, or whose gaps were filled
         return str(row["predicted"])
     predicted, probabilities = row["predicted"], row["probabilities"]
     if isinstance(predicted, list):

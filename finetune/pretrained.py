@@ -2,9 +2,9 @@
 
 import dataclasses
 import importlib.util
-import os
 import pickle
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,11 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune import hub
 from finetune.checkpoint import sha256
-from finetune.deadline import answer_within
 from finetune.errors import Exit, UserError
 from finetune.run import read_json
 
@@ -46,32 +38,34 @@ WEIGHT_SUFFIXES = {
 }  # other dots stand in Hub names: bge-small-en-v1.5
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SETTINGS_KEY = "finetune"  # in a model's task_specific_params
-PROBE_SECONDS = 3.0
+SMALL_SUFFIXES = {".json", ".txt", ".model"}  # of tokenizers, settings and lists of shards
+WEIGHTS = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"))
 COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"}  # the first position is pad_token_id + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a checkpoint is: the name to load, whether the Hub may be asked, and its identity for the record."""
+    """Where a checkpoint is: its name as it was given, its folder, and its identity for the record."""
 
     name: str
     path: str
-    local_files_only: bool
     identity: str
 
 
 def locate(model: str) -> Source:
     """Find a checkpoint by folder, Hub name, or `minilm` (a small English BERT, installed with the extra [demo]).
 
-    Raises UserError: 66 where there is no such folder or repository, 69 where the Hub cannot be reached (within
-    seconds), 65 where tokenizer files are missing, 77 where the weights could hold code.
+    A Hub name may end in `@` and a branch, tag or commit. What loading needs is downloaded into the Hub's cache first,
+    all of one commit, so that loading itself asks nobody. Raises UserError: 66 where there is no such folder or
+    repository, 69 where the Hub cannot be reached (within seconds) or breaks off, 65 where files are missing.
     """
     if model == "minilm":
         return _packaged_minilm()
     folder = Path(model)
     if folder.is_dir():
         return _local(folder, model)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model or folder.suffix in WEIGHT_SUFFIXES:
+    name = model.partition("@")[0]
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or Path(name).suffix in WEIGHT_SUFFIXES:
         raise UserError(Exit.NO_INPUT, f"model={model}: no such folder")
     return _on_hub(model)
 
@@ -80,7 +74,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint; one without a pad token (GPT-2) pads with its end-of-text token."""
     with _load_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(
-            source.path, local_files_only=source.local_files_only, trust_remote_code=False, use_fast=True
+            source.path, local_files_only=True, trust_remote_code=False, use_fast=True
         )
     if not tokenizer.is_fast:
         raise UserError(Exit.BAD_DATA, f"model={source.name} has no fast tokenizer; save a tokenizer.json with it")
@@ -96,16 +90,14 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
     The dtype is always explicit: a checkpoint in fp16 would otherwise be trained in fp16 and diverge.
     """
     with _load_errors(source):
-        config = AutoConfig.from_pretrained(
-            source.path, local_files_only=source.local_files_only, trust_remote_code=False, **settings
-        )
+        config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False, **settings)
         if config.pad_token_id is None:  # GPT-2 refuses batches without one
             config.pad_token_id = tokenizer.pad_token_id
         model: PreTrainedModel = auto_class.from_pretrained(
             source.path,
             config=config,
             dtype=torch.float32,
-            local_files_only=source.local_files_only,
+            local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
         )
@@ -162,65 +154,65 @@ def _packaged_minilm() -> Source:
             Exit.UNSAFE,
             f"model=minilm: the installed weights have sha256 {found[:12]}..., expected {MINILM_SHA256[:12]}...",
         )
-    return Source("minilm", str(folder), True, f"sha256:{found}")
+    return Source("minilm", str(folder), f"sha256:{found}")
 
 
 def _local(folder: Path, model: str) -> Source:
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            Exit.NO_INPUT, f"model={model}: the folder has no config.json; give a folder that save_pretrained wrote"
-        )
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    _check_files(f"model={model}: the folder", [path.name for path in folder.iterdir()])
+    weights = folder / "model.safetensors"
+    return Source(model, str(folder), f"sha256:{sha256(weights)}" if weights.is_file() else "sharded or .bin weights")
+
+
+def _check_files(where: str, files: Iterable[str]) -> None:
+    files = set(files)
+    if "config.json" not in files:
+        raise UserError(Exit.NO_INPUT, f"{where} has no config.json; give a checkpoint that save_pretrained wrote")
+    if not files & set(TOKENIZER_FILES):
         # AutoTokenizer would answer with an empty vocabulary, and every word would be unknown.
         raise UserError(
             Exit.BAD_DATA,
-            f"model={model}: tokenizer files are missing (none of {', '.join(TOKENIZER_FILES[:3])} ...)\n"
-            "copy them from where the checkpoint came from, or save_pretrained the tokenizer into the folder",
+            f"{where}: tokenizer files are missing (none of {', '.join(TOKENIZER_FILES[:3])} ...)\n"
+            "copy them from where the checkpoint came from, or save_pretrained the tokenizer beside it",
         )
-    weights = folder / "model.safetensors"
-    return Source(
-        model, str(folder), True, f"sha256:{sha256(weights)}" if weights.is_file() else "sharded or .bin weights"
-    )
 
 
 def _on_hub(model: str) -> Source:
+    """Find `name` or `name@revision` on the Hub, or in its cache where the Hub cannot be reached."""
+    name, at, revision = model.partition("@")
+    if at and not revision:
+        raise UserError(Exit.USAGE, f"model={model}: give a branch, tag or commit after @, e.g. {name}@main")
+    place = hub.Place(f"model={model}", "model", name, revision or hub.MAIN)
     try:
-        cached = huggingface_hub.try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        raise UserError(Exit.NO_INPUT, f"model={model}: no such folder, and no name that the Hub could have") from None
-    if constants.HF_HUB_OFFLINE and isinstance(cached, str):
-        return Source(model, model, True, f"revision:{Path(cached).parent.name}")
-    try:
-        # from_pretrained retries for 23 s without a network; one short question first.
-        url = huggingface_hub.hf_hub_url(model, "config.json")
-        found = answer_within(
-            PROBE_SECONDS + 1, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS)
-        )
-    except EntryNotFoundError:
-        raise UserError(Exit.NO_INPUT, f"model={model}: the Hub's repository has no config.json") from None
-    except (RepositoryNotFoundError, GatedRepoError) as error:
-        reason = (
-            "is gated: accept its terms and log in"
-            if isinstance(error, GatedRepoError)
-            else "does not exist or is private"
-        )
-        raise UserError(Exit.NO_INPUT, f"model={model}: there is no such folder, and on the Hub it {reason}") from None
-    except HfHubHTTPError as error:
-        raise UserError(Exit.NO_NETWORK, f"model={model}: the Hub answered {error.response.status_code}") from None
-    except Exception:  # each HTTP library has its own errors for an unreachable host
-        if isinstance(cached, str):
-            return Source(model, model, True, f"revision:{Path(cached).parent.name}")
-        raise _unreachable(model) from None
-    return Source(model, model, False, f"revision:{found.commit_hash}")
+        found = hub.ask(place)
+    except hub.Unreachable as error:
+        folder = hub.cached(place, "config.json")
+        if folder is None or not _weights(path.name for path in folder.iterdir()):
+            instead = "give a local folder: model=PATH, or use the small one on the package index: model=minilm"
+            raise hub.not_here(place, error, instead) from None
+    else:
+        folder = hub.download(place, found, _files_to_load(place, found.files), last="config.json")
+    return Source(model, str(folder), f"revision:{folder.name}")
 
 
-def _unreachable(model: str) -> UserError:
-    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") else ""
-    return UserError(
-        Exit.NO_NETWORK,
-        f"model={model} is not on this machine and the Hub cannot be reached{offline}\n"
-        "give a local folder: model=PATH, or use the small one on the package index: model=minilm",
-    )
+def _files_to_load(place: hub.Place, files: Iterable[str]) -> list[str]:
+    """Choose what from_pretrained reads: the first kind of weights there is, then tokenizer and settings, no code.
+
+    Whole repositories hold the same weights for several frameworks.
+    """
+    files = list(files)
+    _check_files(f"{place.setting}: the repository", files)
+    weights = _weights(files)
+    if not weights:
+        raise UserError(
+            Exit.BAD_DATA, f"{place.setting}: the repository has no weights for PyTorch (model.safetensors)"
+        )
+    return [*(name for name in files if "/" not in name and Path(name).suffix in SMALL_SUFFIXES), *weights]
+
+
+def _weights(files: Iterable[str]) -> list[str]:
+    """Return the weights that from_pretrained prefers, all shards of them."""
+    files = list(files)
+    return next((found for kind in WEIGHTS if (found := [name for name in files if kind.fullmatch(name)])), [])
 
 
 @contextmanager

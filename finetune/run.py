@@ -28,7 +28,7 @@ RECORDED_PACKAGES = (
 )  # fmt: skip
 OWN_NAMES = (
     "config.yaml", "environment.json", "train.log", "metrics.jsonl", "results.json", "README.md",
-    "checkpoints", "model", "predictions", "explain",
+    "checkpoints", "model", "predictions", "explain", "budget", "pictures", "rows",
 )  # fmt: skip
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
@@ -90,6 +90,21 @@ class Run:
     def config_file(self) -> Path:
         """Return the resolved configuration file."""
         return self.folder / "config.yaml"
+
+    def budget_folder(self, rows: int, seed: int) -> Path:
+        """Return the folder of a training on a label budget, a run inside the run."""
+        return self.folder / "budget" / f"{rows}-rows-seed-{seed}"
+
+    def picture_file(self, name: str) -> Path:
+        """Return the file of a picture named `name`; its folder is made where it is missing."""
+        path = self.folder / "pictures" / f"{name}.svg"
+        with disk_errors(self.folder):
+            path.parent.mkdir(exist_ok=True)
+        return path
+
+    def row_folder(self, name: str) -> Path:
+        """Return the folder of another row of a cross-lingual matrix, a run inside the run."""
+        return self.folder / "rows" / name
 
     def predictions_file(self, name: str) -> Path:
         """Return the file that holds the predictions named `name` (test, validation, baseline.test)."""
@@ -184,6 +199,11 @@ class Run:
             save(temporary)
         shutil.rmtree(self.model, ignore_errors=True)
         temporary.rename(self.model)
+
+    def drop_weights(self) -> None:
+        """Remove model/ and checkpoints/ of a run that had only to be scored."""
+        for folder in (self.checkpoints, self.model):
+            shutil.rmtree(folder, ignore_errors=True)
 
     # Reading
 

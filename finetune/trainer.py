@@ -175,7 +175,7 @@ class Trainer:
         epochs = float(config.num_train_epochs)
         plan: list[tuple[int, np.ndarray]] = []
         for epoch in range(math.ceil(epochs) if config.max_steps < 0 else config.max_steps):
-            updates = order.epoch(examples.lengths, epoch)
+            updates = order.epoch(examples.lengths, epoch, examples.groups)
             part = min(1.0, epochs - epoch) if config.max_steps < 0 else 1.0
             plan.extend((epoch, update) for update in updates[: math.ceil(part * len(updates))])
             if 0 <= config.max_steps <= len(plan):

@@ -1,7 +1,6 @@
 """Fine-tune a pretrained encoder to classify texts or text pairs, beside TF-IDF, and say which one to trust.
 
-The [CLS] vector goes through the pretrained pooler and a linear head (Devlin et al. 2019, section 4.1 and appendix
-A.3). GPT-2 and other checkpoints of AutoModelForSequenceClassification work too.
+[CLS] goes through the pretrained pooler and a linear head (Devlin et al. 2019, 4.1 and A.3); GPT-2 and others work too.
 """
 
 import time
@@ -15,9 +14,9 @@ from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, digests, read_splits
 from finetune.data.encode import encode
 from finetune.pretrained import remember_settings
-from finetune.report import opening
+from finetune.report import opening, scoring
 from finetune.report.card import model_card
-from finetune.report.results import Conclusion, System, conclude, judge, predicted_rows, run_baselines
+from finetune.report.results import Conclusion, System, conclude, judge, run_baselines
 from finetune.run import Run, environment
 from finetune.trainer import TrainConfig, Trainer
 
@@ -39,6 +38,7 @@ class Config:
     train: TrainConfig = field(lambda: TrainConfig(metric_for_best_model="macro_f1"), "the loop")
     seed: Seed = field(1, "of head, order, dropout and held-out rows")
     seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")
+    label_budget: list[int] = field(list, "also train on so many rows, beside TF-IDF, e.g. [10,30,100,300,1000]")
     output_dir: str | None = field(None, "run folder; default runs/<recipe>-<date>-<time>")
 
 
@@ -101,20 +101,9 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
 def evaluate(config: Config, run: Run, data: Split) -> evaluation.Predictions:
     """Score the trained model on labelled data that training never saw."""
-    parts, probabilities = _probabilities(config, run, data)
-    return judge(data, parts.labels.encode(data), probabilities, parts.labels)
+    return scoring.evaluate(run, data, config.train, max_length=config.max_length, on_long=config.data.on_long)
 
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Label texts: one row each, in order, with a probability for every label."""
-    parts, probabilities = _probabilities(config, run, inputs)
-    return predicted_rows(inputs, probabilities, parts.labels)
-
-
-def _probabilities(config: Config, run: Run, data: Split) -> tuple[classifier.Classifier, Any]:
-    parts = classifier.load_trained(str(run.model))
-    max_length = min(config.max_length, parts.context)
-    encoded = encode(data, parts.tokenizer, max_length, config.data.on_long)
-    opening.say_cut(run, encoded.long, len(data), max_length, config.data.on_long)
-    settings = trainer.resolve(config.train, width=parts.width, rows=len(data), classes=len(parts.labels.names))
-    return parts, classifier.predict(parts, encoded, settings).probabilities
+    return scoring.predict(run, inputs, config.train, max_length=config.max_length, on_long=config.data.on_long)

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from calling import ROOT, call, sha256, toy_files
+from pretexts import SMALL, write_mono, write_pairs
 
 from finetune import checkpoint
 
@@ -33,12 +34,14 @@ class Case:
 
     folder: Path
     recipe: tuple[str, ...]
+    files: Callable[[Path], list[str]] = toy_files
+    settings: tuple[str, ...] = SETTINGS
 
     @property
     def arguments(self) -> list[str]:
         """Return the command; repeated after a kill it goes on."""
-        files = toy_files(self.folder.parent)
-        return ["train", *self.recipe, *files, f"output_dir={self.folder}", *SETTINGS, "--resume"]
+        files = self.files(self.folder.parent)
+        return ["train", *self.recipe, *files, f"output_dir={self.folder}", *self.settings, "--resume"]
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, whole or not."""
@@ -72,6 +75,21 @@ def classifier(folder: Path, model: Path) -> Case:
 def encoder_decoder(folder: Path, architecture: str) -> Case:
     """Return the training of a sequence-to-sequence model that writes the label of a text."""
     return Case(folder, ("seq2seq", f"network.architecture={architecture}", *PAIRS))
+
+
+def pretraining(folder: Path) -> Case:
+    """Return the pretraining of a model on text of two languages and their pairs, with updates of both kinds."""
+
+    def files(place: Path) -> list[str]:
+        for language in ("en", "it"):
+            write_mono(place, language, 40)
+        write_pairs(place, "it", 60)
+        mono = f"{place}/mono.{{language}}.txt"
+        return [f"data.train={mono}", f"data.test={mono}", f"data.parallel={place}/parallel.en-{{language}}.jsonl.gz"]
+
+    recipe = ("bert_pretraining", "train_languages=[en,it]", "objective=mlm+tlm")
+    loop = ("train.num_train_epochs=6", "train.save_steps=1", "train.logging_steps=2")
+    return Case(folder, recipe, files, (*SMALL, *loop))
 
 
 def start(case: Case, limits: Mapping[int, int] | None = None) -> "subprocess.Popen[str]":

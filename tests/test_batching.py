@@ -1,5 +1,7 @@
 """Batches: each row once, the order from the seed alone, equal shares, and padding that is not more than asked."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +142,15 @@ def test_the_token_budget_counts_both_sides_once_padded() -> None:
     batches = evaluation_batches(lengths, 64, 400)
     assert lengths[batches[0]].sum(axis=1).max() == lengths.sum(axis=1).max()
     assert sorted(np.concatenate(batches)) == list(range(500))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("max_tokens", [None, 100])
+def test_groups_never_share_an_update_and_their_updates_come_mixed(strategy: Strategy, max_tokens: int | None) -> None:
+    lengths, groups = lengths_of(500), np.random.default_rng(3).integers(0, 3, 500)
+    updates = Order(1, 8, strategy, max_tokens).epoch(lengths, 0, groups)
+    assert sorted(row for update in updates for row in update.tolist()) == list(range(500))
+    kinds = [set(groups[update].tolist()) for update in updates]
+    assert all(len(kind) == 1 for kind in kinds)
+    changes = sum(one != two for one, two in itertools.pairwise(kinds))
+    assert changes > len(updates) / 3

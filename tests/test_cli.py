@@ -82,6 +82,8 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     nothing = Explanation("", "", False, 0.0, ["a"], ["b"], np.ones((1, 1)), [])
     monkeypatch.setattr(commands, "explain", lambda *given, **named: (nothing, Path("a.svg")))
     monkeypatch.setattr(commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}})
+    found = {"languages": {}, "comparisons": {}, "diagnostics": {"system": "", "trained_on": "", "consistency": {}}}
+    monkeypatch.setattr(commands, "crosslingual", lambda *given, **named: found)
     monkeypatch.chdir(tmp_path)
     lines = documented()
     assert len(lines) >= 12
@@ -104,7 +106,17 @@ def test_every_command_documents_a_line_that_uses_it() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["evaluate"], ["predict"], ["explain"], ["compare"], ["check"], ["doctor"], ["recipes", "show"]],
+    [
+        ["train"],
+        ["evaluate"],
+        ["crosslingual"],
+        ["predict"],
+        ["explain"],
+        ["compare"],
+        ["check"],
+        ["doctor"],
+        ["recipes", "show"],
+    ],
 )
 def test_every_command_has_help_and_json(arguments: list[str]) -> None:
     shown = done(*arguments, "--help").out

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
-from finetune.report.pictures import Series, alignment, curves, save_svg
+from finetune.report.pictures import Series, alignment, curves, heat_map, heat_map_in_words, save_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 WEIGHTS = np.array([[0.9, 0.1, 0.0], [0.2, 0.05, 0.75]])
@@ -78,3 +78,47 @@ def test_curves_have_labels_a_legend_and_bands_where_there_are_intervals(tmp_pat
 def test_a_picture_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     with pytest.raises((UserError, OSError), match="nowhere"):
         drawn_map(tmp_path / "nowhere" / "a.svg")
+
+
+Grid = list[list[float | None]]
+MAP: tuple[list[str], list[str], Grid] = (
+    ["BERT, <en>", "oracle"], ["en", "it", "日本"], [[0.95, 0.5, 0.4551], [None, 0.871, None]],
+)  # fmt: skip
+
+
+def test_a_heat_map_has_a_number_in_each_cell_that_was_measured(tmp_path: Path) -> None:
+    save_svg(heat_map(*MAP, "Accuracy", "darker is higher"), tmp_path / "a.svg")
+    found = texts(tmp_path / "a.svg")
+    assert [text for text in found if re.fullmatch(r"\d\.\d+", text)] == ["0.950", "0.500", "0.455", "0.871"]
+    assert {"BERT, <en>", "oracle", "en", "it", "日本", "Accuracy", "darker is higher"} <= set(found)
+
+
+def test_a_higher_cell_is_darker_and_its_number_stands_out() -> None:
+    axes = heat_map(["a"], ["x", "y", "z"], [[0.1, 0.5, 0.9]], "shades").axes[0]
+    mesh = axes.collections[0]
+    mesh.update_scalarmappable()
+    light = mesh.get_facecolors()[:, :3].mean(axis=1)  # type: ignore[attr-defined]
+    assert light[0] > light[1] > light[2]
+    assert [text.get_color() for text in axes.texts] == ["black", "black", "white"]
+
+
+@pytest.mark.parametrize("values", [[[0.5, 0.5]], [[None, 0.5]], [[None, None]]])
+def test_a_heat_map_of_one_value_or_none_can_be_drawn(tmp_path: Path, values: Grid) -> None:
+    save_svg(heat_map(["a"], ["x", "y"], values, "flat"), tmp_path / "a.svg")
+    assert texts(tmp_path / "a.svg").count("0.500") == sum(value is not None for value in values[0])
+
+
+def test_a_heat_map_is_told_in_words_to_those_who_cannot_see_it(tmp_path: Path) -> None:
+    words = heat_map_in_words(*MAP)
+    assert words == "BERT, <en>: en 0.950, it 0.500, 日本 0.455; oracle: it 0.871"
+    for title in ("Accuracy & more", ""):
+        save_svg(heat_map(*MAP, title), tmp_path / "a.svg", words)
+        root = ElementTree.parse(tmp_path / "a.svg").getroot()
+        assert root.findtext(f"{SVG}desc") == words
+        assert (root.findtext(f"{SVG}title") or "") == title
+    assert "desc>" not in drawn_map(tmp_path / "b.svg").read_text(encoding="utf-8")
+
+
+def test_values_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"values \(1, 2\) for 1 rows and 3 columns"):
+        heat_map(["a"], ["x", "y", "z"], [[0.1, 0.2]], "")

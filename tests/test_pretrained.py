@@ -2,20 +2,16 @@
 
 import shutil
 import types
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from finetune import classifier, pretrained
+from finetune import classifier, hub, pretrained
 from finetune.data.columns import LabelMap
 from finetune.errors import Exit, UserError
 
@@ -35,67 +31,38 @@ def refused(model: str | Path, code: Exit, message: str) -> None:
     assert caught.value.code == code
 
 
-def answer(status: int) -> mock.Mock:
-    """Return the Hub's answer with a status, whatever the HTTP library."""
-    return mock.Mock(status_code=status, headers={})
-
-
-def asked(result: object) -> AbstractContextManager[Any]:
-    """Let the Hub answer a question for metadata with a result or an exception."""
-    behaviour: dict[str, Any] = {"side_effect": result} if isinstance(result, Exception) else {"return_value": result}
-    patched: AbstractContextManager[Any] = mock.patch.object(huggingface_hub, "get_hf_file_metadata", **behaviour)
-    return patched
-
-
 # Where a model is
 
 
 def test_a_local_folder_is_known_by_the_hash_of_its_weights(tiny_model: Path) -> None:
     source = pretrained.locate(str(tiny_model))
     assert source.path == str(tiny_model)
-    assert source.local_files_only
     assert source.identity.startswith("sha256:")
     assert len(source.identity) == 7 + 64
 
 
-@pytest.mark.parametrize("name", ["./no", "/no/such", "~/no", "a/b/c", "weights.safetensors", "a\\b"])
+@pytest.mark.parametrize("name", ["./no", "/no/such", "~/no", "a/b/c", "weights.safetensors", "a\\b", "./no@main"])
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(name: str) -> None:
-    with asked(AssertionError("the Hub was asked")):
+    with mock.patch.object(hub, "ask", side_effect=AssertionError("the Hub was asked")):
         refused(name, Exit.NO_INPUT, "no such folder")
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (RepositoryNotFoundError("no", response=answer(404)), Exit.NO_INPUT, "does not exist or is private"),
-        (GatedRepoError("no", response=answer(403)), Exit.NO_INPUT, "is gated: accept its terms"),
-        (HfHubHTTPError("no", response=answer(503)), Exit.NO_NETWORK, "the Hub answered 503"),
-        (ConnectionError(), Exit.NO_NETWORK, "cannot be reached"),
-        (TimeoutError(), Exit.NO_NETWORK, "cannot be reached"),
-    ],
-)
-def test_each_answer_of_the_hub_has_its_own_words(error: Exception, code: Exit, message: str) -> None:
-    with asked(error):
-        refused("someone/something", code, message)
+def test_a_folder_whose_name_has_an_at_sign_is_a_folder(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "tiny@best")
+    assert pretrained.locate(str(folder)).path == str(folder)
 
 
-def test_a_model_on_the_hub_is_recorded_with_its_commit() -> None:
-    with asked(types.SimpleNamespace(commit_hash="abc")):
-        source = pretrained.locate("someone/something")
-    assert (source.path, source.local_files_only, source.identity) == ("someone/something", False, "revision:abc")
+def test_a_name_that_the_hub_could_not_have_is_refused_without_asking() -> None:
+    refused("my model", Exit.NO_INPUT, "no such folder, and no name that the Hub could have")
 
 
-def test_a_model_in_the_cache_is_used_where_the_hub_is_silent() -> None:
-    cached = mock.patch.object(
-        huggingface_hub, "try_to_load_from_cache", return_value="/cache/snapshots/abc/config.json"
-    )
-    with cached, asked(ConnectionError()), mock.patch.object(pretrained.constants, "HF_HUB_OFFLINE", False):
-        source = pretrained.locate("someone/something")
-    assert source.local_files_only
-    assert source.identity == "revision:abc"
-    offline = mock.patch.object(pretrained.constants, "HF_HUB_OFFLINE", True)
-    with cached, offline, asked(AssertionError("the Hub was asked offline")):
-        assert pretrained.locate("someone/something") == source
+def test_one_kind_of_weights_is_chosen_with_all_its_shards_and_what_lies_beside_them() -> None:
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    small = ["config.json", "tokenizer.json", "vocab.txt", "spiece.model", "model.safetensors.index.json"]
+    others = ["pytorch_model.bin", "training_args.bin", "model.fp16.safetensors", "tf_model.h5", "code.py", "a/b.json"]
+    place = hub.Place("model=a/b", "model", "a/b")
+    assert set(pretrained._files_to_load(place, [*others, *shards, *small])) == {*shards, *small}
+    assert set(pretrained._files_to_load(place, [*others, *small])) == {"pytorch_model.bin", *small}
 
 
 def test_minilm_says_how_to_install_it_and_refuses_other_weights(folder: Path, tmp_path: Path) -> None:

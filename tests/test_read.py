@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from finetune.data.columns import DataConfig, Split, read_split, read_splits
 from finetune.errors import Exit, UserError
+from finetune.hub import Found
 
 ODD_TEXTS = [
     "NA",
@@ -397,7 +398,7 @@ def test_a_hub_that_cannot_be_reached_is_told_within_five_seconds(hub: pytest.Mo
     code, message = hub_refusal()
     assert code == Exit.NO_NETWORK
     assert re.search(r"the Hub cannot be reached \(http://127\.0\.0\.1:\d+: .*refused", message)
-    assert message.endswith("Give a local file: data.train=FILE.csv")
+    assert message.endswith("give a local file: data.train=FILE.csv")
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
@@ -406,16 +407,16 @@ def test_offline_mode_is_named_where_it_is_set(hub: pytest.MonkeyPatch) -> None:
     code, message = hub_refusal()
     assert code == Exit.NO_NETWORK
     assert "data.name=nobody/nothing is not on this machine" in message
-    assert "(HF_HUB_OFFLINE=1). Give a local file: data.train=FILE.csv" in message
+    assert "(HF_HUB_OFFLINE=1)\ngive a local file: data.train=FILE.csv" in message
     code, message = hub_refusal(revision="v2")
     assert code == Exit.NO_NETWORK
-    assert "revision v2 cannot be checked" in message
+    assert "data.name=nobody/nothing is not on this machine" in message
 
 
 def test_hub_splits_are_read_with_the_names_of_their_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]}, features=features)
-    monkeypatch.setattr("finetune.data.read._unreachable", lambda: None)
+    monkeypatch.setattr("finetune.hub.ask", lambda _: Found("abc", ("train.csv",)))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=rows, dev=rows))
     monkeypatch.chdir(tmp_path)
     splits = read_splits(DataConfig(name="who/what", config="en", revision="abc"), seed=1)

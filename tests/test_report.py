@@ -13,7 +13,7 @@ from conftest import toy_rows
 from ruamel.yaml import YAML
 
 from finetune.report.card import model_card
-from finetune.report.text import comparison_lines, results_lines, verdict_text
+from finetune.report.text import comparison_lines, heat_map_lines, results_lines, verdict_text
 from finetune.terminal import HEAD_WIDTH, count, duration, interval, line, p_value, points, size
 
 SECRET = "hf_" + "aB3" * 12
@@ -114,6 +114,27 @@ def test_numbers_are_written_as_people_read_them() -> None:
     assert [p_value(p) for p in (0.0004, 0.001, 1.0)] == ["p < 0.001", "p = 0.001", "p = 1.000"]
     assert [points(d) for d in (0.0234, -0.01)] == ["+2.3", "-1.0"]
     assert interval({"value": 0.9341, "low": 0.925, "high": 0.9429}) == "0.934 [0.925, 0.943]"
+
+
+def test_a_table_of_the_terminal_is_shaded_without_colours() -> None:
+    rows, columns = ["BERT, English", "oracle"], ["en", "it", "de"]
+    assert heat_map_lines(rows, columns, [[0.99, 0.6, 0.486], [None, 0.871, None]], "accuracy") == [
+        "accuracy          en      it      de",
+        "BERT, English  0.990█  0.600░  0.486",
+        "oracle                 0.871▓",
+    ]
+    assert heat_map_lines(["a"], ["x"], [[0.5]]) == ["       x", "a  0.500█"]
+    assert heat_map_lines(["a"], ["x"], [[None]]) == ["       x", "a"]
+
+
+def test_a_wide_table_goes_on_below_within_eighty_columns() -> None:
+    columns = [f"l{number}" for number in range(12)]
+    lines = heat_map_lines(["a" * 30, "b\x1b"], columns, [[0.5] * 12, [0.25] * 12], "accuracy")
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == 6
+    assert lines[1].split()[0] == lines[4].split()[0] == "a" * 23 + "…"
+    assert lines[2].startswith("b\\x1b ")
+    assert sum(line.count("0.500█") for line in lines) == 12
 
 
 def test_a_long_head_keeps_its_space_and_lines_stay_in_their_column() -> None:

@@ -25,12 +25,13 @@ class Examples:
     """What the trainer needs to know of a data set: the tokens of each example, and how to collate some.
 
     `lengths` is (examples,), or (examples, sides) where source and target are padded apart. `name` says where an
-    example comes from, e.g. `train.csv:42`.
+    example comes from, e.g. `train.csv:42`. `groups`, (examples,), are numbers of kinds that never share an update.
     """
 
     lengths: np.ndarray
     collate: Callable[[np.ndarray], Batch]
     name: Callable[[int], str] = str
+    groups: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,24 @@ class Order:
     strategy: Strategy = "group_by_length"
     max_tokens: int | None = None
 
-    def epoch(self, lengths: np.ndarray, epoch: int) -> list[np.ndarray]:
+    def epoch(self, lengths: np.ndarray, epoch: int, groups: np.ndarray | None = None) -> list[np.ndarray]:
         """Return the example numbers of each update of an epoch; each example comes once.
 
         `lengths` is (examples,) or (examples, sides). An update holds `update_size` examples, or as many as fit into
-        `max_tokens` padded tokens, of all sides together, where that is set.
+        `max_tokens` padded tokens, of all sides together, where that is set; all are of one group.
         """
         random = np.random.default_rng([self.seed, epoch])
         shuffled = random.permutation(len(lengths))
+        if groups is None:
+            updates = self._cut(shuffled, lengths)
+        else:
+            of_group = [shuffled[groups[shuffled] == group] for group in np.unique(groups)]
+            updates = [update for part in of_group for update in self._cut(part, lengths)]
+        if groups is None and self.max_tokens is None and self.strategy == "random":
+            return updates  # in random order as they are
+        return [updates[index] for index in random.permutation(len(updates))]
+
+    def _cut(self, shuffled: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         if self.max_tokens is None and self.strategy == "random":
             return _cut(shuffled, self.update_size)
         bucket = self.update_size * UPDATES_IN_A_BUCKET
@@ -61,7 +72,7 @@ class Order:
                 updates.extend(_cut(part, self.update_size))
             else:
                 updates.extend(cut_by_tokens(part, lengths, self.max_tokens, self.update_size))
-        return [updates[index] for index in random.permutation(len(updates))]
+        return updates
 
 
 def cut_by_tokens(rows: np.ndarray, lengths: np.ndarray, max_tokens: int, max_rows: int) -> list[np.ndarray]:

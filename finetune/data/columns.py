@@ -9,17 +9,18 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.table import InMemoryTable
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from finetune.config import Seed, configclass, field
 from finetune.data.read import Source, Value, Wanted, check_encoding, open_file, open_hub, shown
+from finetune.data.subset import nested_rows, rarest_labels
 from finetune.errors import Exit, UserError, nearest
 
 CHUNK_ROWS = 50_000
@@ -102,6 +103,9 @@ class DataConfig(DataRules, TextColumns):
 
     on_long: Literal["truncate", "error", "window"] = field("truncate", "what to do with texts above max_length")
     on_empty: Literal["error", "skip"] = field("error", "what to do with rows without text or label")
+    train_rows: Annotated[int, Field(gt=0)] | None = field(
+        None, "train on so many rows, stratified, drawn by the seed; fewer rows are among them; null: all"
+    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class Split:
     `rows` has the columns id, text, text_pair (pairs only), label (labelled only; labels of a multi-label row are
     joined by |), file (index into `files`) and line (from 1; for Parquet and Hub data the number of the row). Rows of
     `finetune.data.sequences` have source, target and references in place of text and label.
-    `sha256` is file -> digest of its bytes as stored, or revision and fingerprint of Hub data.
+    `sha256` is file -> digest of its bytes as stored, or revision and fingerprint of Hub data. `numbered` says that the
+    ids are row numbers, because the data have none: then equal ids of two files mean nothing.
     """
 
     name: str
@@ -122,6 +127,7 @@ class Split:
     skipped_turns: int = 0  # of dialogues, by data.skip_turns
     held_out: str = ""
     encoding: str = "utf-8"
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -199,15 +205,14 @@ class LabelMap:
         Raises UserError (65) for labels that the training data does not have, with place and nearest known label.
         """
         numbers = {name: number for number, name in enumerate(self.names)}
-        labels = split.labels()
-        parts = [split_labels(label) for label in labels] if self.multi_label else [[label] for label in labels]
+        parts = labels_of_rows(split, self.multi_label)
         unseen = [row for row, names in enumerate(parts) if any(name not in numbers for name in names)]
         if unseen:
             name = next(name for name in parts[unseen[0]] if name not in numbers)
             raise UserError(Exit.BAD_DATA, self._unseen(split.where(unseen[0]), name, len(unseen)))
         if not self.multi_label:
-            return np.array([numbers[label] for label in labels], dtype=np.int64)
-        encoded = np.zeros((len(labels), len(self.names)), dtype=np.float32)
+            return np.array([numbers[label] for (label,) in parts], dtype=np.int64)
+        encoded = np.zeros((len(parts), len(self.names)), dtype=np.float32)
         for row, names in enumerate(parts):
             encoded[row, [numbers[name] for name in names]] = 1.0
         return encoded
@@ -218,6 +223,11 @@ class LabelMap:
         rows = "1 such row" if total == 1 else f"{total:,} such rows"
         advice = "mend the label or add training rows that have it"
         return f"{where}: label {shown(name)} is not in the training data{question} ({rows}); {advice}"
+
+
+def labels_of_rows(split: Split, multi_label: bool) -> list[list[str]]:
+    """Return the labels of each row: one, or any number where rows are multi-label."""
+    return [split_labels(label) if multi_label else [label] for label in split.labels()]
 
 
 def split_labels(label: str) -> list[str]:
@@ -271,7 +281,8 @@ def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"
         }
     )
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return Split(name, datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16]), (name,), {name: digest})
+    rows = datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16])
+    return Split(name, rows, (name,), {name: digest}, numbered=True)
 
 
 def digests(splits: Mapping[str, Split]) -> dict[str, str]:
@@ -290,6 +301,9 @@ def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> di
     )
     if "train" in splits and "validation" not in splits:
         splits |= _hold_out(splits["train"], config, seed_of_validation(config, seed))
+    if "train" in splits and config.train_rows is not None:
+        labels = labels_of_rows(splits["train"], config.multi_label)
+        splits["train"] = splits["train"].select(nested_rows(labels, config.train_rows, seed))
     return in_order(splits)
 
 
@@ -353,7 +367,8 @@ def gather(name: str, sources: list[Source], wanted: Wanted, on_empty: str) -> S
     made_of = repr((name, files, digests, wanted, on_empty))
     fingerprint = hashlib.sha256(made_of.encode("utf-8", "backslashreplace")).hexdigest()[:16]
     rows = datasets.Dataset(InMemoryTable(table), fingerprint=fingerprint)
-    return Split(name, rows, files, digests, sum(gathered.empty.values()), encoding=wanted.encoding)
+    skipped = sum(gathered.empty.values())
+    return Split(name, rows, files, digests, skipped, encoding=wanted.encoding, numbered=gathered.numbered)
 
 
 class _Gathered:
@@ -371,6 +386,7 @@ class _Gathered:
         self.batches: list[pa.RecordBatch] = []
         self.empty: dict[str, int] = {}
         self.examples: dict[str, list[str]] = {}
+        self.numbered = False  # settled by `table`
 
     def add(self, file: int, line: int, values: list[Value]) -> None:
         """Take one row, or count it among the empty ones."""
@@ -430,6 +446,7 @@ class _Gathered:
         if not unique and self.wanted.id_required:
             raise _repeated_id(table, files)
         usable = unique and not pc.any(pc.equal(ids, "")).as_py()
+        self.numbered = not usable
         settled = ids if usable else pc.cast(table["position"], pa.string())
         order = ["id", *(role for role in self.roles if role != "id"), "file", "line"]
         return table.set_column(table.column_names.index("id"), "id", settled).select(order)
@@ -483,7 +500,7 @@ def _repeated_id(table: pa.Table, files: tuple[str, ...]) -> UserError:
 
 def _hold_out(train: Split, config: DataConfig, seed: int) -> dict[str, Split]:
     labels = train.labels()
-    groups = _rarest_labels(labels) if config.multi_label else labels
+    groups = rarest_labels(labels_of_rows(train, True)) if config.multi_label else labels
     chosen = _stratified(groups, config.validation_share, seed)
     if config.multi_label:
         _keep_every_label(labels, chosen)
@@ -526,15 +543,6 @@ def _stratified(groups: list[str], share: float, seed: int) -> np.ndarray:
     for start, count in zip(first, given, strict=True):
         chosen[by_group[start : start + count]] = True
     return chosen
-
-
-def _rarest_labels(labels: list[str]) -> list[str]:
-    """Return for each multi-label row the one of its labels that fewest rows have, which stratifies best."""
-    counts: dict[str, int] = {}
-    for label in labels:
-        for part in split_labels(label):
-            counts[part] = counts.get(part, 0) + 1
-    return [min(split_labels(label), key=lambda part: (counts[part], part), default="") for label in labels]
 
 
 def _keep_every_label(labels: list[str], chosen: np.ndarray) -> None:

@@ -46,14 +46,14 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
     """Turn the texts of a split into token numbers.
 
     Windows overlap by a quarter of max_length. Raises UserError 65 for a long text under on_long=error, and where
-    most of the tokens are unknown (the tokenizer's files are not the model's).
+    most of the tokens of a file are unknown (the tokenizer's files are not the model's, or it is another script).
     """
     texts, pairs = split.texts(), split.pairs()
     examples: list[list[int]] = []
     types: list[list[int]] = []
     row_of: list[int] = []
     full: list[int] = []
-    unknown = 0
+    unknown: list[int] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         part = slice(start, start + TEXTS_AT_ONCE)
         second = None if pairs is None else pairs[part]
@@ -61,7 +61,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
         for offset, ids in enumerate(coded["input_ids"]):
             row = start + offset
             full.append(len(ids))
-            unknown += ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
+            unknown.append(ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0)
             if len(ids) <= max_length:
                 pieces = [(ids, coded["token_type_ids"][offset])]
             else:
@@ -74,13 +74,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
                 examples.append(piece)
                 types.append(piece_types)
                 row_of.append(row)
-    rate = unknown / max(1, sum(full))
-    if rate > MAX_UNKNOWN_RATE:
-        raise UserError(
-            Exit.BAD_DATA,
-            f"{split.name}: {100 * rate:.0f} % of the tokens are unknown to the tokenizer; "
-            "its files are not the model's, or the model does not know this script",
-        )
+    _refuse_unknown(split, np.array(unknown), np.array(full))
     return Encoded(
         tokens=_flat(examples, np.int32),
         types=_flat(types, np.int8) if pairs is not None else None,
@@ -89,8 +83,24 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
         rows=len(texts),
         long=int(sum(length > max_length for length in full)),
         full_lengths=np.array(full, dtype=np.int64),
-        unknown_rate=rate,
+        unknown_rate=sum(unknown) / max(1, sum(full)),
     )
+
+
+def _refuse_unknown(split: Split, unknown: np.ndarray, full: np.ndarray) -> None:
+    """Refuse a split where the tokenizer knows less than half of a file: a language of several must not hide."""
+    numbers = [number for block in split.blocks(["file"]) for number in block["file"].to_pylist()]
+    file_of_row = np.array(numbers, dtype=np.int64)
+    totals = np.bincount(file_of_row, weights=full, minlength=len(split.files))
+    rates = np.bincount(file_of_row, weights=unknown, minlength=len(split.files)) / np.maximum(totals, 1)
+    worst = int(rates.argmax())
+    if rates[worst] > MAX_UNKNOWN_RATE:
+        where = f" in {split.files[worst]}" if len(split.files) > 1 else ""
+        raise UserError(
+            Exit.BAD_DATA,
+            f"{split.name}: {100 * rates[worst]:.0f} % of the tokens{where} are unknown to the tokenizer; "
+            "its files are not the model's, or the model does not know this script",
+        )
 
 
 def _fit(

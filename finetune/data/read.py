@@ -8,8 +8,6 @@ import hashlib
 import io
 import json
 import os
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,16 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import datasets
-import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.deadline import answer_within
+from finetune import hub
 from finetune.errors import Exit, UserError, did_you_mean, nearest
 
 KNOWN = ".csv, .tsv, .jsonl, .json (each also .gz) and .parquet"
-PROBE_SECONDS = 4.0
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+CARD = "README.md"  # of a data set on the Hub; nearly every one has it
+INSTEAD = "give a local file: data.train=FILE.csv"
 BLOCK_BYTES = 1 << 20
 TABLE_ROWS = 1_000
 LARGEST_FIELD = 2**31 - 1
@@ -69,17 +66,7 @@ def open_file(file: str, wanted: Wanted) -> Source:
     """
     path = Path(file).expanduser()
     suffix = _suffix(file)
-    if not path.is_file():
-        raise UserError(Exit.NO_INPUT, _absent(file, path))
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if path.stat().st_size == 0:
-            raise _empty(file)
-        if suffix.endswith(".gz"):
-            _check_gzip(file, path, wanted.max_bytes)
-    except OSError as error:
-        raise UserError(Exit.NO_INPUT, f"{file} cannot be read: {error.strerror or error}") from None
+    digest = _check_sound(file, path, wanted)
     reader: Callable[[str, Path, Wanted], Iterator[Row]]
     if suffix == ".parquet":
         reader = _parquet_rows
@@ -90,13 +77,27 @@ def open_file(file: str, wanted: Wanted) -> Source:
     return Source(file, digest, _explained(file, path, wanted, reader))
 
 
+def is_text(file: str) -> bool:
+    """Tell whether a file holds plain text, by its name: .txt or .txt.gz."""
+    return file.lower().removesuffix(".gz").endswith(".txt")
+
+
+def open_text(file: str, wanted: Wanted) -> Source:
+    """Check that a plain text file is there and sound, and return its lines unread: one value a row, blank ones too.
+
+    A line ends at a line feed; a carriage return before it is taken off. Raises UserError as `open_file` does.
+    """
+    path = Path(file).expanduser()
+    return Source(file, _check_sound(file, path, wanted), _explained(file, path, wanted, _text_rows))
+
+
 def open_hub(name: str, config: str | None, revision: str | None, wanted: Wanted) -> dict[str, Source]:
     """Load a Hub data set and return the rows of its train, validation and test splits, unread.
 
     Raises UserError: 69 where the Hub cannot be reached and the data set is not on this machine, 66 where there is
     no such data set, 2 where its configuration must be named.
     """
-    loaded = _load_hub(name, config, revision)
+    loaded, commit = _load_hub(name, config, revision)
     title = f"{name}/{config}" if config else name
     sources: dict[str, Source] = {}
     for role, names in {"train": ["train"], "validation": ["validation", "valid", "dev"], "test": ["test"]}.items():
@@ -105,7 +106,7 @@ def open_hub(name: str, config: str | None, revision: str | None, wanted: Wanted
             rows = loaded[split]
             tables = rows.with_format("arrow").iter(batch_size=TABLE_ROWS)
             label = f"{title}[{split}]"
-            digest = f"{revision or 'main'}:{rows._fingerprint}"
+            digest = f"{commit}:{rows._fingerprint}"
             sources[role] = Source(label, digest, _table_rows(label, tables, rows.features, wanted))
     return sources
 
@@ -125,6 +126,22 @@ def _suffix(file: str) -> str:
             raise UserError(Exit.NO_INPUT, f"{file} is a folder; give the data file in it")
         raise UserError(Exit.BAD_DATA, f"{file}: unknown kind of file {suffix or '(no extension)'}; known are {KNOWN}")
     return suffix
+
+
+def _check_sound(file: str, path: Path, wanted: Wanted) -> str:
+    """Return the digest of a file's bytes; refuse one that is absent, empty, or not a sound gzip file."""
+    if not path.is_file():
+        raise UserError(Exit.NO_INPUT, _absent(file, path))
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if path.stat().st_size == 0:
+            raise _empty(file)
+        if path.suffix.lower() == ".gz":
+            _check_gzip(file, path, wanted.max_bytes)
+    except OSError as error:
+        raise UserError(Exit.NO_INPUT, f"{file} cannot be read: {error.strerror or error}") from None
+    return digest
 
 
 def _absent(file: str, path: Path) -> str:
@@ -217,6 +234,12 @@ def _likely_encoding(start: bytes, bad: int) -> str:
         return "data.encoding=utf-16"
     # 0x80 to 0x9F are control codes in Latin-1, but quotes, dashes and the euro sign on Windows
     return "data.encoding=cp1252" if 0x80 <= bad <= 0x9F else "data.encoding=latin-1"
+
+
+def _text_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:
+    with _open_text(path, wanted.encoding, newline="\n") as lines:
+        for line, text in enumerate(lines, 1):
+            yield line, [text.rstrip("\r\n")]
 
 
 def _csv_rows(file: str, path: Path, wanted: Wanted) -> Iterator[Row]:
@@ -472,64 +495,68 @@ def _text_column(table: pa.Table, features: Any, role: str, file: str, before: i
     return found
 
 
-def _load_hub(name: str, config: str | None, revision: str | None) -> Any:
+def _load_hub(name: str, config: str | None, revision: str | None) -> tuple[Any, str]:
+    """Return the splits of a data set, and the commit that they are of."""
     if Path(name).exists():
         raise UserError(Exit.USAGE, f"data.name={name} is a file or folder here; give the data as data.train=FILE")
-    reason = _unreachable()
-    if reason and revision:  # the library's cache does not tell revisions apart
-        raise _needs_network(name, f"{reason}, so revision {revision} cannot be checked")
+    place = hub.Place(f"data.name={name}", "dataset", name, revision or hub.MAIN)
+    reason = commit = None
+    try:
+        found = hub.ask(place)
+        commit = found.commit
+        if CARD in found.files:
+            with hub.download_errors(place):
+                hub.remember(place, CARD)
+    except hub.Unreachable as error:
+        reason = str(error)
+    loaded = _load_datasets(place, config, commit, reason)
+    if commit is None:
+        commit = _commit_of(loaded)
+        if revision and commit not in {revision, _commit_before(place)}:
+            what = f"the cache holds revision {commit[:12]}, which may not be {revision}"
+            raise hub.not_here(place, f"{reason}; {what}", INSTEAD)
+    return loaded, commit
+
+
+def _load_datasets(place: hub.Place, config: str | None, commit: str | None, reason: str | None) -> Any:
     offline, bars = datasets.config.HF_HUB_OFFLINE, datasets.is_progress_bar_enabled()
     try:
         # Spare the library its minutes of retries: without the Hub, only its cache on this machine can help.
         datasets.config.HF_HUB_OFFLINE = offline or reason is not None
         datasets.disable_progress_bars()
-        return datasets.load_dataset(name, config, revision=revision)
+        # The commit, not the name of a branch: for a branch it also asks another server for what it knows of the data.
+        return datasets.load_dataset(place.name, config, revision=commit)
     except Exception as error:  # the library, its HTTP client and its parsers have no error class in common
-        raise _hub_error(name, error, reason) from None
+        raise _hub_error(place, error, reason) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
         if bars:
             datasets.enable_progress_bars()
 
 
-def _hub_error(name: str, error: Exception, reason: str | None) -> UserError:
-    message = f"data.name={name}: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
-    if reason or isinstance(error, ConnectionError):
-        return _needs_network(name, reason or message)
-    if isinstance(error, FileNotFoundError):
-        return UserError(Exit.NO_INPUT, message)
-    if isinstance(error, datasets.exceptions.DatasetsError):
-        return UserError(Exit.BAD_DATA, message)
+def _commit_before(place: hub.Place) -> str | None:
+    """Return the commit that a revision stood for when the Hub was last asked, as far as the cache knows it."""
+    folder = hub.cached(place, CARD)
+    return folder.name if folder is not None else None
+
+
+def _commit_of(loaded: Any) -> str:
+    """Return the commit of a data set as the library's cache has it: the name of the folder of its files."""
+    files = [file["filename"] for rows in loaded.values() for file in rows.cache_files]
+    return Path(files[0]).parent.name if files else "unknown"
+
+
+def _hub_error(place: hub.Place, error: Exception, reason: str | None) -> UserError:
+    message = f"{place.setting}: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+    if reason:
+        return hub.not_here(place, reason, INSTEAD)
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):  # also of one that is there, but gated
+        return UserError(Exit.NO_INPUT, f"{message}\n{hub.how_to_log_in()}")
+    if isinstance(error, datasets.exceptions.DatasetsError | pa.ArrowException):
+        return UserError(Exit.BAD_DATA, f"{place.setting} cannot be read: {hub.first_line(error)}")
     if isinstance(error, ValueError | RuntimeError):
         return UserError(Exit.USAGE, f"{message}; give data.config=NAME if one is asked for")
-    return _needs_network(name, message)
-
-
-def _needs_network(name: str, reason: str) -> UserError:
-    what = f"data.name={name} is not on this machine and the Hub cannot be reached ({reason})"
-    return UserError(Exit.NO_NETWORK, f"{what}. Give a local file: data.train=FILE.csv")
-
-
-def _unreachable() -> str | None:
-    """Say why the Hub cannot be reached, or return None; takes PROBE_SECONDS at most."""
-    for variable in OFFLINE_VARIABLES:
-        if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
-            return f"{variable}={os.environ[variable]}"
-    endpoint = os.environ.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT
-
-    def ask() -> str | None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):
-                return None
-        except urllib.error.HTTPError:  # it answered
-            return None
-        except (OSError, ValueError) as error:
-            return f"{endpoint}: {getattr(error, 'reason', error)}"
-
-    try:
-        return answer_within(PROBE_SECONDS, ask)
-    except TimeoutError as error:
-        return f"{endpoint}: {error}"
+    return hub.broken_off(place, hub.first_line(error))
 
 
 def check_encoding(encoding: str) -> str:

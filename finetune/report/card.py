@@ -7,13 +7,19 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from finetune import __version__
+from finetune.report.matrix import markdown, table, verdict_lines
 from finetune.report.text import verdict_text
 from finetune.run import SECRET
-from finetune.terminal import count, shown
+from finetune.terminal import count, difference, shown
 
 PIPELINES = {"translation": "translation", "summarization": "summarization"} | dict.fromkeys(
     ("dialogue", "question_answering", "transduction"), "text2text-generation"
 )
+ENCODERS = {
+    "masked language modelling": "fill-mask",
+    "translation language modelling": "fill-mask",
+    "translation distillation": "feature-extraction",
+}
 OWN_MODEL = (
     "The model is the project's own architecture, without remote code: `finetune predict` reads the folder, and after "
     "`import finetune.seq2seq.model` so does AutoModelForSeq2SeqLM."
@@ -23,10 +29,11 @@ OWN_MODEL = (
 def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """Return the card of a run: what it is, how good, how it was made, what to mind."""
     judged = results["diagnostics"]["judged_on"]
+    name, _, _ = str(config.get("model")).partition("@")  # a revision is no part of the name
     front = ModelCardData(
         library_name="transformers" if "parameters" in results["diagnostics"] else "sklearn",
-        pipeline_tag=PIPELINES.get(results["task"], "text-classification"),
-        base_model=config.get("model") if "/" in str(config.get("model")) else None,
+        pipeline_tag=(PIPELINES | ENCODERS).get(results["task"], "text-classification"),
+        base_model=name if "/" in name else None,
         tags=["finetune", results["recipe"]],
     )
     parts = [
@@ -38,6 +45,10 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     ]
     if "comparison" in results:
         parts.append(verdict_text(_with_code(results)).replace("\n", " "))
+    if "budget" in results["diagnostics"]:
+        parts += ["## How many labels it needs", _budget_table(results["diagnostics"]["budget"])]
+    if "matrix" in results:
+        parts += ["## Across languages", *_languages(results)]
     rows = ", ".join(f"{number:,} {name}" for name, number in results["diagnostics"]["rows"].items())
     hashes = "\n".join(f"- {_code(name)} sha256 {digest}" for name, digest in environment["data_sha256"].items())
     parts += [
@@ -58,6 +69,17 @@ def _labels(labels: list[str]) -> str:
     return f" {count(len(labels), 'label')}: {', '.join(_code(label) for label in labels)}." if labels else ""
 
 
+def _languages(results: Mapping[str, Any]) -> list[str]:
+    """Return the matrix of a cross-lingual run and a verdict for each language."""
+    parts = [markdown("accuracy", *table(results)), "Half the width of the 95 % interval stands behind ±."]
+    if "comparisons" in results:
+        trained = f"trained on {'+'.join(results['diagnostics']['train_languages'])}"
+        told = verdict_lines(results["comparisons"], results["diagnostics"]["system"], trained)
+        first, *others = [" ".join(text.removeprefix("verdict").split()) for text in told]
+        parts.append("\n".join([f"{first}:\n", *(f"- {text}" for text in others)]))
+    return parts
+
+
 def _code(text: str) -> str:
     """Return a text as a code span, inside which Markdown and HTML mean nothing (CommonMark 6.1)."""
     flat = " ".join(text.split())
@@ -74,13 +96,22 @@ def _with_code(results: Mapping[str, Any]) -> dict[str, Any]:
     return dict(results) | {"diagnostics": results["diagnostics"] | {"most_confused": quoted}}
 
 
+def _budget_table(found: Mapping[str, Any]) -> str:
+    metric, names = found["metric"], list(found["curves"])
+    lines = [f"| labelled rows | {' | '.join(names)} | difference |", "|---" * (len(names) + 2) + "|"]
+    for number, compared in enumerate(found["comparisons"]):
+        cells = [shown(metric, points[number][metric]) for points in found["curves"].values()]
+        lines.append(f"| {compared['rows']:,} | {' | '.join(cells)} | {difference(compared)}: {compared['verdict']} |")
+    return "\n".join(lines) + f"\n\n{found['crossing']['sentence']}. Trained to the end, without validation."
+
+
 def _score_table(results: Mapping[str, Any], judged: str) -> str:
     columns = {"this model": results["scores"][judged]}
-    for baseline in results.get("baselines", []):
+    for baseline in [one for one in results.get("baselines", []) if judged in one["scores"]]:
         columns[baseline["name"]] = baseline["scores"][judged]
     lines = [f"| {judged} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for metric in results["scores"][judged]:
-        cells = [shown(metric, scores[metric]) for scores in columns.values()]
+        cells = [shown(metric, scores[metric]) if metric in scores else "" for scores in columns.values()]
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     definitions = "\n".join(f"- {name}: {text}" for name, text in results["definitions"].items())
     return "\n".join(lines) + "\n\nIn brackets the 95 % bootstrap interval.\n\n" + definitions

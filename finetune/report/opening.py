@@ -10,6 +10,7 @@ from finetune import hardware, text_evaluation
 from finetune.data.check import leaks
 from finetune.data.columns import DataConfig, DataRules, LabelMap, Split
 from finetune.data.encode import Encoded
+from finetune.data.patterns import is_pattern
 from finetune.data.sequences import SequenceDataConfig
 from finetune.errors import Exit, UserError
 from finetune.evaluation import score
@@ -42,9 +43,21 @@ def _say_splits(run: Run, config: DataRules, splits: Mapping[str, Split]) -> dic
     for name in [name for name in splits if name != "train"]:  # in order: a set would shuffle the warnings
         found = leaks(splits["train"], splits[name])
         leaked[name] = len(found)
-        if len(found):
-            _tell_leak(run, config, splits[name], found)
+        tell_leak(run, config, splits[name], found)
     return {"leaked_rows": leaked}
+
+
+def tell_leak(run: Run, config: DataRules, split: Split, found: np.ndarray) -> None:
+    """Tell which rows of a split stand in train too, if any; raises UserError (65) under on_leak=error."""
+    if not len(found):
+        return
+    share = f"{100 * len(found) / len(split):.1f} %"
+    what = f"{count(len(found), f'{split.name} text')} also in train ({share}), e.g. {split.where(found[0])}"
+    if config.on_leak == "error" and not split.held_out:
+        raise UserError(Exit.BAD_DATA, f"{what}\nremove them, or give data.on_leak=warn")
+    checkable = isinstance(config, DataConfig) and not is_pattern(config.train)
+    hint = f": finetune check data.train=... data.{split.name}=... says which" if checkable else ""
+    run.say("warning", what + hint)
 
 
 def say_lengths(run: Run, encoded: Mapping[str, Encoded], max_length: int, on_long: str) -> dict[str, Any]:
@@ -180,12 +193,3 @@ def say_costs(run: Run, progress: Progress, estimated: float | None, items: str 
     )
     run.say("trained", f"{count(progress.step, 'update')} in {duration(progress.seconds)}{guess} · {rates}")
     return figures if estimated is None else figures | {"estimated_train_seconds": estimated}
-
-
-def _tell_leak(run: Run, config: DataRules, split: Split, found: np.ndarray) -> None:
-    share = f"{100 * len(found) / len(split):.1f} %"
-    what = f"{count(len(found), f'{split.name} text')} also in train ({share}), e.g. {split.where(found[0])}"
-    if config.on_leak == "error" and not split.held_out:
-        raise UserError(Exit.BAD_DATA, f"{what}\nremove them, or give data.on_leak=warn")
-    hint = f": finetune check data.train=... data.{split.name}=... says which" if isinstance(config, DataConfig) else ""
-    run.say("warning", what + hint)

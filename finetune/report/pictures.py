@@ -1,4 +1,4 @@
-"""Pictures as SVG: alignment maps and curves with intervals, the same bytes for the same figures.
+"""Pictures as SVG: alignment maps, heat maps and curves with intervals, the same bytes for the same figures.
 
 matplotlib is imported by what draws, so that nothing else waits for it; figures are made without pyplot, which would
 ask for a screen and keep them.
@@ -6,12 +6,14 @@ ask for a screen and keep them.
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -40,6 +42,11 @@ LEAST_NUMBERED = 0.095
 LEAST_DRAWN = 0.005  # white on white; leaving it out keeps the file small
 LONGEST_TOKEN = 24  # characters of a tick's text
 LOG_TICKS = 12
+MAP_CELL = (0.62, 0.36)  # inches of a cell of a heat map, for a number of three digits
+WHITE_ON = 0.72  # of the colour scale: below it black has the stronger contrast
+
+
+Grid = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,22 @@ class Series:
     high: Sequence[float] | None = None
 
 
-def save_svg(figure: "Figure", path: Path | str) -> None:
-    """Write a figure as SVG on a white ground, which a dark page needs too; its label becomes the file's title."""
-    described: dict[str, Any] = {"Date": None, "Creator": None, "Title": figure.get_label() or None}
+def save_svg(figure: "Figure", path: Path | str, description: str = "") -> None:
+    """Write a figure as SVG on a white ground, which a dark page needs too; its label becomes the file's title.
+
+    `description` is for those who hear the picture instead of seeing it (the SVG's `desc`).
+    """
+    described: dict[str, Any] = {"Date": None, "Creator": None}
+    described |= {"Title": figure.get_label()} if figure.get_label() else {}  # matplotlib takes no None here
     written = io.BytesIO()
     with _drawing():
         figure.savefig(written, format="svg", bbox_inches="tight", facecolor="white", metadata=described)
     lines = (line.rstrip() for line in written.getvalue().decode().splitlines())
-    write_atomic(Path(path), ("\n".join(lines) + "\n").encode())
+    text = "\n".join(lines) + "\n"
+    if description:
+        told = f" <desc>{escape(printable(description))}</desc>\n"
+        text = re.sub(r"<svg[^>]*>\n(?: <title>[^<]*</title>\n)?", lambda head: head.group() + told, text, count=1)
+    write_atomic(Path(path), text.encode())
 
 
 def alignment(source_tokens: Sequence[str], target_tokens: Sequence[str], weights: Any, title: str) -> "Figure":
@@ -84,6 +99,44 @@ def alignment(source_tokens: Sequence[str], target_tokens: Sequence[str], weight
         for spine in axes.spines.values():
             spine.set_color("0.8")
     return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], values: Grid, title: str, bar: str = "") -> "Figure":
+    """Draw a table of fractions, darker where they are higher, with the number in each cell; None stays empty.
+
+    `values` is (rows, columns); the scale runs from the least to the largest of them, and `bar` says of what. Grey
+    print keeps the order of the shades.
+    """
+    grid = _grid(rows, columns, values)
+    least, most = _scale(grid)
+    with _drawing():
+        width, height = (side * count for side, count in zip(MAP_CELL, reversed(grid.shape), strict=True))
+        axes = _axes(width, height, (0, 0, 1, 1), title)
+        axes.pcolormesh(grid, cmap="Blues", vmin=least, vmax=most, edgecolors="white", linewidth=1.5)
+        axes.set(xlim=(0, grid.shape[1]), ylim=(grid.shape[0], 0))
+        for row, column in zip(*np.nonzero(np.isfinite(grid)), strict=True):
+            shade = (grid[row, column] - least) / (most - least)
+            place: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 8}
+            number = f"{grid[row, column]:.3f}"
+            axes.text(column + 0.5, row + 0.5, number, color="white" if shade > WHITE_ON else "black", **place)
+        axes.set_xticks(np.arange(grid.shape[1]) + 0.5, [_short(name) for name in columns])
+        axes.set_yticks(np.arange(grid.shape[0]) + 0.5, [_short(name) for name in rows])
+        axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+        axes.spines[:].set_visible(False)
+        axes.set_title(printable(title), loc="left", pad=8)
+        if bar:
+            axes.set_xlabel(printable(bar), fontsize=7)
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def heat_map_in_words(rows: Sequence[str], columns: Sequence[str], values: Grid) -> str:
+    """Return what a heat map shows, row by row, for those who cannot see it."""
+    grid = _grid(rows, columns, values)
+    told = []
+    for name, of_row in zip(rows, grid, strict=True):
+        cells = [f"{column} {value:.3f}" for column, value in zip(columns, of_row, strict=True) if np.isfinite(value)]
+        told.append(f"{name}: {', '.join(cells) or 'nothing'}")
+    return "; ".join(told)
 
 
 def curves(series: Sequence[Series], title: str, x_label: str, y_label: str, logarithmic: str = "") -> "Figure":
@@ -131,6 +184,21 @@ def _axes(width: float, height: float, place: tuple[float, float, float, float],
     axes = figure.add_axes(place)
     axes.set_title(printable(title), loc="left")
     return axes
+
+
+def _grid(rows: Sequence[str], columns: Sequence[str], values: Grid) -> np.ndarray:
+    """Return values as (rows, columns) with nan for None; raises ValueError where they are of another shape."""
+    grid = np.array([[np.nan if value is None else value for value in of_row] for of_row in values], dtype=float)
+    if grid.shape != (len(rows), len(columns)):
+        raise ValueError(f"values {grid.shape} for {len(rows)} rows and {len(columns)} columns")
+    return grid
+
+
+def _scale(grid: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the colour scale; a table of one value, or of none, has a scale too."""
+    seen = grid[np.isfinite(grid)]
+    least, most = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
+    return (least, most) if most > least else (least - 1.0, most)
 
 
 def _write_shares(axes: "Axes", shares: np.ndarray) -> None:

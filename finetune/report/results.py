@@ -99,6 +99,13 @@ def run_baselines(
 
 def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
     """Score a run beside its baselines, write results.json and predictions/, and return the results."""
+    results = assemble(run, found)
+    run.write_results(results)
+    return results
+
+
+def assemble(run: Run, found: Conclusion) -> dict[str, Any]:
+    """Score a run beside its baselines, write predictions/, and return what results.json will hold."""
     judged = judged_split(found.system.predictions)
     predictions = found.system.predictions[judged]
     texts = found.splits[judged].texts()
@@ -118,15 +125,14 @@ def conclude(run: Run, found: Conclusion) -> dict[str, Any]:
         diagnostics["resolution"] = significance.resolution(len(predictions.ids), disagreement or 0.1)
         results |= beside(found.baselines, strongest, evaluation.score)
         results["comparison"] = evaluation.compare(predictions, other, metric=JUDGED_BY)
-        _write_predictions(run, f"baseline.{judged}", other, found.splits[judged])
+        write_predictions(run, f"baseline.{judged}", other, found.splits[judged])
     results["diagnostics"] = diagnostics | diagnosis | dict(found.diagnostics)
     results["seconds"] = dict(found.seconds)
     results["throughput"] = dict(found.throughput)
     results["definitions"] = {name: DEFINITIONS[name] for name in results["scores"][judged]}
     for name, part in found.system.predictions.items():
-        _write_predictions(run, name, part, found.splits[name])
+        write_predictions(run, name, part, found.splits[name])
     run.write_predictions("errors", diagnosis["errors"])
-    run.write_results(results)
     return results
 
 
@@ -141,7 +147,14 @@ def of_labels(labels: Sequence[str]) -> Judging:
 
 
 def combine(run: Run, seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
-    """Join the runs of several seeds into one result: means, intervals over rows, spread over seeds."""
+    """Join the runs of several seeds into one result, write results.json, and return it."""
+    results = combined(seeds, judging)
+    run.write_results(results)
+    return results
+
+
+def combined(seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
+    """Return the joint result of several seeds: means, intervals over rows, spread over seeds."""
     each = {seed: part.results() for seed, part in seeds.items()}
     first = next(iter(each.values()))
     of_first, judged = first["diagnostics"], first["diagnostics"]["judged_on"]
@@ -154,12 +167,12 @@ def combine(run: Run, seeds: Mapping[int, Run], judging: Judging) -> dict[str, A
     chosen = max(each, key=lambda seed: float(each[seed]["scores"]["validation"][judging.chooses]["value"]))
     results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}
     results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
-    results["diagnostics"]["errors"] = each[chosen]["diagnostics"]["errors"]
+    if "errors" in of_first:
+        results["diagnostics"]["errors"] = each[chosen]["diagnostics"]["errors"]
     results["seeds"] = {str(n): {"scores": part["scores"], "seconds": part["seconds"]} for n, part in each.items()}
     results["seconds"] = {key: sum(part["seconds"][key] for part in each.values()) for key in first["seconds"]}
     rates = first["throughput"]
     results["throughput"] = {key: float(np.mean([part["throughput"][key] for part in each.values()])) for key in rates}
-    run.write_results(results)
     return results
 
 
@@ -196,5 +209,6 @@ def _strongest(baselines: Sequence[System]) -> System:
     return max(baselines, key=lambda system: float(system.predictions["validation"].right.mean()))
 
 
-def _write_predictions(run: Run, name: str, predictions: Predictions, split: Split) -> None:
+def write_predictions(run: Run, name: str, predictions: Predictions, split: Split) -> None:
+    """Write predictions/<name>.jsonl with the texts of the split."""
     run.write_predictions(name, evaluation.to_rows(predictions, split.texts(), split.pairs()))

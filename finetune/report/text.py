@@ -1,13 +1,18 @@
 """Results as the sentences that a person reads in the terminal and on the model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.terminal import count, difference, duration, is_percentage, line, p_value, shown
+from finetune.report.budget import budget_lines
+from finetune.report.diagnosis import correlation_text
+from finetune.report.matrix import WIDTH, language_lines
+from finetune.terminal import count, difference, duration, is_percentage, line, p_value, printable, shown
 
 SHOWN_ERRORS = 3
 SHOWN_DISAGREEMENTS = 5
 HEADLINES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+LONGEST_NAME = 24
+SHADES = " ░▒▓█"  # of a cell from the lowest to the highest, without a colour
 TESTS = {True: "exact McNemar", False: "approximate randomisation"}
 
 
@@ -15,12 +20,22 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     """Return the end of a run: scores, verdict, the worst errors, and where everything is."""
     judged = results["diagnostics"]["judged_on"]
     scores = results["scores"][judged]
-    told = HEADLINES if "accuracy" in scores else dict(zip(scores, scores, strict=True))
-    lines = [line(judged, "   ".join(f"{name} {shown(metric, scores[metric])}" for metric, name in told.items()))]
+    told = HEADLINES if "macro_f1" in scores else dict(zip(scores, scores, strict=True))
+    headline = "   ".join(f"{name} {shown(metric, scores[metric])}" for metric, name in told.items())
+    if "matrix" in results:
+        headline += f" ({'+'.join(results['diagnostics']['train_languages'])})"
+    lines = [line(judged, headline)]
     if "seeds" in results:
         lines.append(line("seeds", seeds_text(results, judged)))
-    if "comparison" in results:
+    if "matrix" in results:
+        lines += language_lines(results)
+        if "comparison" in results:
+            lines += [line("", text) for text in cost_lines(results)]
+        lines.append(line("gaps", correlation_text(results["diagnostics"]["languages"])))
+    elif "comparison" in results:
         lines.append(line("verdict", verdict_text(results)))
+    if "budget" in results["diagnostics"]:
+        lines += budget_lines(results["diagnostics"]["budget"])
     errors = results["diagnostics"].get("errors", [])
     for number, error in enumerate(errors[:SHOWN_ERRORS]):
         head = "errors" if number == 0 else ""
@@ -42,18 +57,24 @@ def verdict_text(results: Mapping[str, Any]) -> str:
         "worse": f"{system} is worse than {name}: keep the baseline",
         "no difference shown": f"no difference shown between {system} and {name}",
     }[comparison["verdict"]]
-    lines = [f"{opening}: {evidence}."]
+    return "\n".join([f"{opening}: {evidence}.", *cost_lines(results)])
+
+
+def cost_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return what the model cost beside the baseline, its hardest pair of labels, and what the test set can show."""
     seeds = len(results["seeds"]) if "seeds" in results else 1
     cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"] / seeds
+    told = []
     if cheap > 0.05:
-        lines.append(f"It took {dear / cheap:.0f} times as long to train ({duration(dear)} against {duration(cheap)}).")
+        told.append(f"It took {dear / cheap:.0f} times as long to train ({duration(dear)} against {duration(cheap)}).")
     pair = results["diagnostics"].get("most_confused")
     if pair:
-        lines[-1] += f" The hardest pair: {' / '.join(pair['labels'])}."
+        told.append(f"The hardest pair: {' / '.join(pair['labels'])}.")
+    lines = [" ".join(told)] if told else []
     if "resolution" in results["diagnostics"]:
         least = 100 * results["diagnostics"]["resolution"]
         lines.append(f"This test set can show differences from {least:.1f} points up.")
-    return "\n".join(lines)
+    return lines
 
 
 def seeds_text(results: Mapping[str, Any], judged: str) -> str:
@@ -68,10 +89,11 @@ def seeds_text(results: Mapping[str, Any], judged: str) -> str:
 def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     """Return one comparison of two runs: the verdict, then some rows where only one of them is right."""
     first, second = comparison["runs"]
+    where = f" in {comparison['language']}" if "language" in comparison else ""
     opening = {
-        "better": f"{first} is better than {second}",
-        "worse": f"{first} is worse than {second}",
-        "no difference shown": f"no difference shown between {first} and {second}",
+        "better": f"{first} is better than {second}{where}",
+        "worse": f"{first} is worse than {second}{where}",
+        "no difference shown": f"no difference shown between {first} and {second}{where}",
     }[comparison["verdict"]]
     test = TESTS[comparison["metric"] == "accuracy"]
     tests = f"{p_value(comparison['p_value'])} ({test}, {count(comparison['rows'], 'paired text')})"
@@ -84,6 +106,41 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         said = f"gold {row['gold']} · {first}: {row['predicted'][0]} · {second}: {row['predicted'][1]}"
         lines.append(line("", f"{row['id']}: {_short(row['text'])}\n  {said}"))
     return lines
+
+
+def heat_map_lines(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], head: str = ""
+) -> list[str]:
+    """Return a table of fractions for the terminal, each number with a block that is darker where it is higher.
+
+    None stays empty. Where the columns do not fit into 80 characters the table goes on below, rows named again.
+    """
+    names = [_clipped(row) for row in rows]
+    first = max(len(name) for name in [_clipped(head), *names])
+    titles = [_clipped(column) for column in columns]
+    wide = max([len("0.000") + 1, *map(len, titles)]) + 2
+    at_once = max(1, (WIDTH - first) // wide)
+    seen = [value for of_row in values for value in of_row if value is not None]
+    lines: list[str] = []
+    for start in range(0, len(columns), at_once):
+        part = slice(start, start + at_once)
+        lines.append(
+            (_clipped(head).ljust(first) + "".join(f"{title:>{wide - 1}} " for title in titles[part])).rstrip()
+        )
+        for name, of_row in zip(names, values, strict=True):
+            cells = (_cell(value, min(seen), max(seen)) if value is not None else "" for value in of_row[part])
+            lines.append((name.ljust(first) + "".join(cell.rjust(wide) for cell in cells)).rstrip())
+    return lines
+
+
+def _cell(value: float, least: float, most: float) -> str:
+    share = (value - least) / (most - least) if most > least else 1.0
+    return f"{value:.3f}{SHADES[min(len(SHADES) - 1, int(share * len(SHADES)))]}"
+
+
+def _clipped(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _error(error: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune import text_baselines, text_evaluation, text_metrics
 from finetune.data.columns import Split
+from finetune.report import pretraining
 from finetune.report.results import Conclusion, Judging, System, beside, judged_split, of_labels, told
 from finetune.run import Run
 from finetune.text_evaluation import Task, TextPredictions
@@ -74,5 +75,7 @@ def task_of(results: Mapping[str, Any]) -> Task | None:
 
 def judging_of(results: Mapping[str, Any]) -> Judging:
     """Return how the predictions of a run are judged, from its results."""
+    if results["task"] in pretraining.TASKS.values():
+        return pretraining.judging(results["task"])
     task = task_of(results)
     return of_labels(results["diagnostics"]["labels"]) if task is None else of_texts(task)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = (
-    "startup.py", "training_speed.py", "evaluation_speed.py", "baseline_speed.py", "million_rows.py",
+    "startup.py", "training_speed.py", "evaluation_speed.py", "crosslingual_speed.py",
+    "baseline_speed.py", "million_rows.py",
     "seq2seq_studies.py parallelism", "seq2seq_studies.py bottleneck", "seq2seq_studies.py scaling",
 )  # fmt: skip
 

@@ -1,0 +1,134 @@
+"""Texts become units and token numbers once; vocabularies are balanced; held-out texts are known by their letters."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pretexts import write_mono, write_pairs, write_rows
+from transformers import BertTokenizerFast
+
+from finetune.data.read import Source
+from finetune.errors import UserError
+from finetune.pretraining import corpus, vocabulary
+from finetune.pretraining.corpus import CorpusConfig, HeldOut
+from finetune.pretraining.stores import Encoder
+from finetune.pretraining.vocabulary import VocabularyConfig
+
+NOTHING = HeldOut({}, "", "drop")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BertTokenizerFast:
+    letters = [chr(code) for code in range(97, 123)]
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    return BertTokenizerFast(vocab={entry: number for number, entry in enumerate(entries)})
+
+
+def texts_of(documents: corpus.Documents, tokenizer: BertTokenizerFast) -> list[str]:
+    return [
+        "".join(tokenizer.convert_ids_to_tokens(documents.rows[unit].tolist())).replace("##", "")
+        for unit in range(len(documents.rows))
+    ]
+
+
+def test_blank_lines_part_documents_and_long_ones_are_held_out_in_pieces(
+    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "LINES_IN_A_UNIT", 2)
+    path = tmp_path / "text.txt.gz"
+    with gzip.open(path, "wt", encoding="utf-8", newline="") as stream:
+        stream.write("\n\nab\r\ncd\n \nef\ngh\nij\n\n\nkl\nmn")
+    found = corpus.read_documents("train", "it", CorpusConfig(train=str(path)), Encoder(tokenizer), NOTHING)
+    assert texts_of(found, tokenizer) == ["abcd[SEP]", "efgh", "ij[SEP]", "klmn[SEP]"]
+    assert [found.where(unit) for unit in range(4)] == [f"{path}:{line}" for line in (3, 6, 8, 11)]
+    assert found.figures["words"] == 7
+    assert found.figures["unknown"] == 0
+
+
+def test_each_row_of_a_table_is_a_document(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    path = tmp_path / "text.csv"
+    path.write_text("text,label\nab,1\ncd,2\n", encoding="utf-8")
+    found = corpus.read_documents("train", "it", CorpusConfig(train=str(path)), Encoder(tokenizer), NOTHING)
+    assert texts_of(found, tokenizer) == ["ab[SEP]", "cd[SEP]"]
+
+
+def test_an_edited_text_and_another_vocabulary_are_read_anew(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    config = CorpusConfig(train=str(path))
+    for text in ("ab\n", "cd\n"):
+        path.write_text(text, encoding="utf-8")
+        found = corpus.read_documents("train", "it", config, Encoder(tokenizer), NOTHING)
+        assert texts_of(found, tokenizer) == [f"{text.strip()}[SEP]"]
+    other = BertTokenizerFast(vocab={**tokenizer.get_vocab(), "cd": len(tokenizer)})
+    found = corpus.read_documents("train", "it", config, Encoder(other), NOTHING)
+    assert found.rows[0].tolist() == [len(tokenizer), 3]
+
+
+def test_a_text_in_another_encoding_is_refused_with_its_line(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("ab\ncaffè\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"text.txt:2: byte 0xE8 .* data.encoding=latin-1"):
+        corpus.read_documents("train", "it", CorpusConfig(train=str(path)), Encoder(tokenizer), NOTHING)
+    config = CorpusConfig(train=str(path), encoding="latin-1")
+    assert len(corpus.read_documents("train", "it", config, Encoder(tokenizer), NOTHING).rows) == 1
+
+
+def test_a_source_sentence_is_stored_once_for_all_languages(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    write_rows(tmp_path / "p.it.jsonl.gz", [{"en": "ab", "it": "c"}, {"en": "de", "it": "f"}, {"en": "ab", "it": "g"}])
+    write_rows(tmp_path / "p.de.jsonl.gz", [{"en": "hi", "de": "j"}, {"en": "de", "de": "k"}])
+    config = CorpusConfig(parallel=f"{tmp_path}/p.{{language}}.jsonl.gz")
+    found = corpus.read_pairs("parallel", ["it", "de"], config, (Encoder(tokenizer), None), NOTHING)
+    assert len(found.source) == 3
+    assert {code: of.tolist() for code, of in found.source_of.items()} == {"it": [0, 1, 0], "de": [2, 1]}
+    assert found.where("de", 1) == f"{tmp_path}/p.de.jsonl.gz:2"
+    assert corpus.pair_texts(found, "it", np.array([2, 0]), config) == [("ab", "g"), ("ab", "c")]
+
+
+def test_held_out_texts_are_known_whatever_their_case_spaces_and_signs(tmp_path: Path) -> None:
+    path = tmp_path / "held.csv"
+    path.write_text("id,text,title\n1,Caffè n. 1!,Other\n2,...,\n", encoding="utf-8")
+    held = corpus.read_held_out(CorpusConfig(held_out=str(path), on_leak="drop"))
+    assert held.leaks("  caffe\u0300 N1", "x:1")
+    assert not held.leaks("caffè n. 2", "x:1")
+    assert not held.leaks("!!!", "x:1")  # nothing is left of it to compare
+    assert not held.leaks("other", "x:1")
+    more = corpus.read_held_out(CorpusConfig(held_out=str(path), held_out_columns=["title"]))
+    with pytest.raises(UserError, match=r"x:7 stands in .*held.csv:2"):
+        more.leaks("OTHER", "x:7")
+    with pytest.raises(UserError, match="has no text in the columns body"):
+        corpus.read_held_out(CorpusConfig(held_out=str(path), held_out_columns=["body"]))
+
+
+def opened(folder: Path, languages: list[str]) -> dict[str, list[Source]]:
+    config = CorpusConfig(
+        train=f"{folder}/mono.{{language}}.txt", parallel=f"{folder}/parallel.en-{{language}}.jsonl.gz"
+    )
+    return corpus.texts_for_vocabulary(languages, config)
+
+
+def test_a_vocabulary_is_the_same_each_time_and_keeps_accents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mono(tmp_path, "en")
+    (tmp_path / "mono.it.txt").write_text("Perché no? Città\n" * 30, encoding="utf-8")
+    write_pairs(tmp_path, "it", 50)
+    entries = []
+    for cache in ("one", "two"):
+        monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / cache))
+        config = VocabularyConfig(vocab_size=200)
+        tokenizer = vocabulary.learn(opened(tmp_path, ["en", "it"]), "", config, 0.7, 64)
+        entries.append(tokenizer.get_vocab())
+    assert entries[0] == entries[1]
+    assert len(entries[0]) <= 200
+    assert sorted(entries[0], key=entries[0].__getitem__)[:5] == list(vocabulary.SPECIALS)
+    assert tokenizer.tokenize("Perché CITTÀ") == ["perché", "città"]
+    assert tokenizer.model_max_length == 64
+
+
+def test_smaller_languages_count_for_more_than_their_text(tmp_path: Path) -> None:
+    for code, lines in (("en", 64), ("it", 4)):
+        (tmp_path / f"{code}.lines").write_text("x\n" * lines, encoding="utf-8")
+    paths = {code: tmp_path / f"{code}.lines" for code in ("en", "it")}
+    times = vocabulary.repeats({"en": 64, "it": 4}, 0.5)
+    assert times == {"en": 1.0, "it": 4.0}
+    assert len(list(vocabulary._balanced(paths, times))) == 64 + 16
+    assert len(list(vocabulary._balanced(paths, {"en": 1.5, "it": 1.0}))) == 96 + 4
