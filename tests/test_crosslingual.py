@@ -283,7 +283,8 @@ def test_each_two_parallel_languages_are_compared_on_their_common_rows() -> None
 
 
 def test_each_language_is_compared_with_the_baseline_in_the_same_language() -> None:
-    found: dict[str, Any] = {"diagnostics": {"numbered_ids": {"en": False, "it": False}}}
+    told = {"numbered_ids": {"en": False, "it": False}, "languages": {"figures": {"en": {}, "it": {}}}}
+    found: dict[str, Any] = {"diagnostics": told}
     matrix: dict[str, dict[str, Cell]] = {"en": {"en": [RIGHT], "it": [HALF]}}
     languages._by_language(found, matrix, ["en"], {"en": HALF, "it": MOSTLY})
     assert [one["difference"] for one in found["comparisons"].values()] == pytest.approx([0.5, 0.5 - 7 / 8])
