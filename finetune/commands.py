@@ -85,7 +85,7 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
             run.say("note", note)
         budgets = _plan_budgets(config, run) if hasattr(config, "label_budget") and config.label_budget else None
         if config.seeds and not options.dry_run:
-            results = _train_seeds(name, module, config, run, options)
+            results = _train_seeds(Recipe(name, module), config, run)
         else:
             results = module.train(config, run)
         if budgets is not None and not options.dry_run:
@@ -318,27 +318,21 @@ def _as_before(recipe: str, config: Any, folder: Path) -> Any:
     return configuration.build(type(config), {**before, "output_dir": now["output_dir"]}, {})
 
 
-def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: TrainOptions) -> dict[str, Any]:
-    run.start({"recipe": name, **to_tree(config)}, environment(config.seeds[0], hardware.describe(), {}))
+def _train_seeds(recipe: Recipe, config: Any, run: Run) -> dict[str, Any]:
+    run.start({"recipe": recipe.name, **to_tree(config)}, environment(config.seeds[0], hardware.describe(), {}))
     parts: dict[int, Run] = {}
-    held = config.data.validation_seed
-    # All seeds hold out the same rows, or they could not be scored together.
-    data = dataclasses.replace(config.data, validation_seed=config.seeds[0] if held is None else held)
     for seed in config.seeds:
         folder = run.folder / f"seed-{seed}"
-        if options.resume and (folder / "results.json").is_file():
+        if run.resume and (folder / "results.json").is_file():
             run.say("seed", f"{seed}: ended before, kept")
             parts[seed] = Run.open(folder)
             continue
         run.say("seed", str(seed))
-        of_seed = dataclasses.replace(config, data=data, seed=seed, seeds=None, output_dir=str(folder))
+        of_seed = dataclasses.replace(config, data=_shared_data(config), seed=seed, seeds=None, output_dir=str(folder))
         of_seed = dataclasses.replace(of_seed, label_budget=[]) if hasattr(config, "label_budget") else of_seed
-        of_seed = _as_before(name, of_seed, folder) if options.resume else of_seed
-        with Run(folder, resume=options.resume) as part:
-            try:
-                module.train(of_seed, part)
-            finally:
-                run.updated |= part.updated  # what the seed left on disk must outlive a stop
+        of_seed = _as_before(recipe.name, of_seed, folder) if run.resume else of_seed
+        with run.part(folder) as part:
+            recipe.module.train(of_seed, part)
             parts[seed] = part
     first = parts[config.seeds[0]].results()
     join = languages.combine if "matrix" in first else combine
@@ -351,7 +345,7 @@ def _train_seeds(name: str, module: ModuleType, config: Any, run: Run, options: 
 def _plan_budgets(config: Any, run: Run) -> label_budget.Plan:
     """Check label_budget against the training rows, and say what it will cost."""
     seeds = _all_seeds(config)
-    train_rows = read_splits(_budget_data(config, None), seed=seeds[0])["train"]
+    train_rows = read_splits(_shared_data(config), seed=seeds[0])["train"]
     planned = label_budget.plan(config.label_budget, labels_of_rows(train_rows, config.data.multi_label))
     for rows, reason in planned.left_out.items():
         run.say("budget", f"{rows:,} rows are left out: {reason}")
@@ -401,19 +395,20 @@ def _train_budget(recipe: Recipe, config: Any, rows: int, seed: int, run: Run) -
     own = dataclasses.replace(config, data=_budget_data(config, rows), train=settings, seed=seed, seeds=None)
     own = dataclasses.replace(own, label_budget=[], baseline="none", output_dir=str(folder))
     own = _as_before(recipe.name, own, folder) if run.resume else own
-    with Run(folder, resume=run.resume) as part:
-        try:
-            recipe.module.train(own, part)
-        finally:
-            run.updated |= part.updated
+    with run.part(folder) as part:
+        recipe.module.train(own, part)
         part.drop_weights()
 
 
-def _budget_data(config: Any, rows: int | None) -> Any:
+def _shared_data(config: Any) -> Any:
+    """Return the settings of data with which all seeds hold out the same rows, or they could not be scored together."""
+    held = columns.seed_of_validation(config.data, _all_seeds(config)[0])
+    return dataclasses.replace(config.data, validation_seed=held)
+
+
+def _budget_data(config: Any, rows: int) -> Any:
     """Return the settings of data for a budget; every budget and seed holds out the same rows for validation."""
-    held = config.data.validation_seed
-    data = dataclasses.replace(config.data, validation_seed=_all_seeds(config)[0] if held is None else held)
-    return data if rows is None else dataclasses.replace(data, train_rows=rows)
+    return dataclasses.replace(_shared_data(config), train_rows=rows)
 
 
 def _place(run: Run, seeds: Sequence[int]) -> dict[str, Any]:

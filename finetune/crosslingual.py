@@ -5,7 +5,6 @@ row is trained is the recipe's business: `train_rows` gets its function.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,11 +106,8 @@ def train_rows(run: Run, rows: Sequence[Row], train: Callable[[Run, Row], Traine
             run.say("row", f"{row.folder}: ended before, kept")
             continue
         run.say("row", f"{row.folder} · {len(row.train):,} rows")
-        with Run(folder, resume=run.resume) as part:
-            try:
-                _finish(part, row, train(part, row))
-            finally:
-                run.updated |= part.updated  # what the row left on disk must outlive a stop
+        with run.part(folder) as part:
+            _finish(part, row, train(part, row))
     return {row.folder: Run.open(run.row_folder(row.folder)).results() for row in rows}
 
 
@@ -304,7 +300,7 @@ def _finish(part: Run, row: Row, trained: Trained) -> None:
             "seconds": trained.seconds,
         }
     )
-    shutil.rmtree(part.checkpoints, ignore_errors=True)
+    part.drop_weights()
 
 
 def _average(cells: Mapping[str, Cell], scores: Mapping[str, Any], parallel: Sequence[str]) -> dict[str, Any]:

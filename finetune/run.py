@@ -74,6 +74,15 @@ class Run:
             run._model = path
         return run
 
+    @contextlib.contextmanager
+    def part(self, folder: Path) -> Iterator["Run"]:
+        """Write a run inside this run, resumed where this one is; what it leaves on disk must outlive a stop."""
+        with Run(folder, resume=self.resume) as part:
+            try:
+                yield part
+            finally:
+                self.updated |= part.updated
+
     # Paths
 
     @property

@@ -254,9 +254,14 @@ def read_split(name: str, files: str | list[str], config: DataConfig, *, labelle
     return gather(name, open_files(files, wanted), wanted, config.on_empty)
 
 
+def as_list(files: Files) -> list[str]:
+    """Return one file, several or none as a list."""
+    return [] if files is None else [files] if isinstance(files, str) else files
+
+
 def open_files(files: str | list[str], wanted: Wanted) -> list[Source]:
     """Open the files of one split in the order given, their rows unread."""
-    return [open_file(file, wanted) for file in ([files] if isinstance(files, str) else files)]
+    return [open_file(file, wanted) for file in as_list(files)]
 
 
 def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"] = "text") -> Split:

@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 from datasets.table import InMemoryTable
 
-from finetune.data.columns import DataConfig, Files, LabelMap, Split, read_splits, split_labels
+from finetune.data.columns import DataConfig, Files, LabelMap, Split, as_list, read_splits, split_labels
 from finetune.data.read import shown
 from finetune.errors import Exit, UserError
 
@@ -65,7 +65,7 @@ def check_codes(setting: str, languages: Sequence[str]) -> tuple[str, ...]:
 
 def expand(setting: str, pattern: str | list[str], language: str) -> list[str]:
     """Return the files of a language; raises UserError (2) where a pattern has no `{language}`."""
-    patterns = [pattern] if isinstance(pattern, str) else pattern
+    patterns = as_list(pattern)
     for one in patterns:
         if PLACEHOLDER not in one:
             what = f"{setting}={one}: the pattern has no {PLACEHOLDER}, so every language would have the same file"
@@ -75,9 +75,8 @@ def expand(setting: str, pattern: str | list[str], language: str) -> list[str]:
 
 def languages_of(setting: str, pattern: str | list[str]) -> list[str]:
     """Return the languages that have every file of a pattern, in alphabetical order."""
-    patterns = [pattern] if isinstance(pattern, str) else pattern
     expand(setting, pattern, "")
-    found = [_matching(str(Path(one).expanduser())) for one in patterns]
+    found = [_matching(str(Path(one).expanduser())) for one in as_list(pattern)]
     return sorted(set.intersection(*found)) if found else []
 
 
@@ -136,7 +135,7 @@ def read_training(config: DataConfig, sources: Sequence[str], *, seed: int) -> S
 
 def is_pattern(files: Files) -> bool:
     """Tell whether files are given as a pattern with `{language}`."""
-    return any(PLACEHOLDER in one for one in ([files] if isinstance(files, str) else files or []))
+    return any(PLACEHOLDER in one for one in as_list(files))
 
 
 def join(name: str, parts: Mapping[str, Split]) -> Split:

@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from finetune.config import Seed, configclass, field
-from finetune.data.columns import Files, Split, from_lines, gather
+from finetune.data.columns import Files, Split, as_list, from_lines, gather
+from finetune.data.patterns import PLACEHOLDER
 from finetune.data.read import Row, Source, Wanted, check_encoding, is_text, open_file, open_text, shown
 from finetune.errors import Exit, UserError
 from finetune.pretraining.stores import Encoder, Rows, Writer, cached, in_batches
 
-PLACE = "{language}"
 ONE_LANGUAGE = "text"  # how the only language is called where none is named
 LINES_IN_A_UNIT = 100  # what is held out in one piece: a document, or so many of its lines
 UNITS_AT_ONCE = 64
@@ -119,20 +119,16 @@ def check_languages(languages: Sequence[str], config: CorpusConfig) -> tuple[str
     for name in ("train", "validation", "test", "parallel", "parallel_validation"):
         for file in as_list(getattr(config, name)):
             several = len(languages) > (2 if name.startswith("parallel") else 1)
-            if several and PLACE not in file:
+            if several and PLACEHOLDER not in file:
                 raise UserError(
                     Exit.USAGE,
-                    f"data.{name}={file} has no {PLACE} where the code of each of the {len(languages)} languages goes\n"
-                    f"give a pattern, e.g. data.{name}='{name}.{PLACE}.txt'",
+                    f"data.{name}={file} has no {PLACEHOLDER} "
+                    f"where the code of each of the {len(languages)} languages goes\n"
+                    f"give a pattern, e.g. data.{name}='{name}.{PLACEHOLDER}.txt'",
                 )
-            if not languages and PLACE in file:
+            if not languages and PLACEHOLDER in file:
                 raise UserError(Exit.USAGE, f"data.{name}={file}: which languages? give train_languages=[en,it]")
     return tuple(languages) or (ONE_LANGUAGE,)
-
-
-def as_list(files: Files) -> list[str]:
-    """Return one file, several or none as a list."""
-    return [] if files is None else [files] if isinstance(files, str) else files
 
 
 def read_held_out(config: CorpusConfig) -> HeldOut:
@@ -155,7 +151,7 @@ def read_documents(name: str, language: str, config: CorpusConfig, encoder: Enco
 
     Raises UserError: 66 for a file that is not there, 65 for one that cannot be read or holds a held-out text.
     """
-    files = [file.replace(PLACE, language) for file in as_list(getattr(config, name))]
+    files = [file.replace(PLACEHOLDER, language) for file in as_list(getattr(config, name))]
     sources = [open_lines(file, config) for file in files]
     key: dict[str, Any] = {
         "kind": "documents",
@@ -182,7 +178,7 @@ def read_pairs(
     Raises UserError: 66 for a file that is not there, 65 with file:line where a side is missing or held out.
     """
     student, teacher = encoders
-    files = {code: [file.replace(PLACE, code) for file in as_list(getattr(config, name))] for code in languages}
+    files = {code: [file.replace(PLACEHOLDER, code) for file in as_list(getattr(config, name))] for code in languages}
     sources = {code: [open_file(file, _sides(code, config)) for file in files[code]] for code in languages}
     key: dict[str, Any] = {
         "kind": "pairs",
@@ -217,13 +213,13 @@ def texts_for_vocabulary(languages: Sequence[str], config: CorpusConfig) -> dict
     """Open for each language the files whose text a vocabulary is learnt from, pairs included."""
     found: dict[str, list[Source]] = {}
     for code in languages:
-        found[code] = [open_lines(file.replace(PLACE, code), config) for file in as_list(config.train)]
+        found[code] = [open_lines(file.replace(PLACEHOLDER, code), config) for file in as_list(config.train)]
     for code in [code for code in languages if code != config.source_language]:
         for file in as_list(config.parallel):
             sides = _sides(code, config)
             for language, role in ((config.source_language, "source"), (code, "target")):
                 only = dataclasses.replace(sides, columns={role: sides.columns[role]})
-                found.setdefault(language, []).append(open_file(file.replace(PLACE, code), only))
+                found.setdefault(language, []).append(open_file(file.replace(PLACEHOLDER, code), only))
     return {code: sources for code, sources in found.items() if sources}
 
 

@@ -9,6 +9,7 @@ from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.batching import Examples
+from finetune.data.columns import as_list
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.pretraining import corpus, examples
 from finetune.pretraining.alignment import expected_counts
@@ -161,7 +162,7 @@ class _Gathering:
         chosen = {"train": {code: (found, np.arange(len(found.rows))) for code, found in train.items()}}
         nothing = corpus.HeldOut({}, "", "drop")
         for name in ("validation", "test"):
-            if corpus.as_list(getattr(self.data, name)):
+            if as_list(getattr(self.data, name)):
                 read = {code: self._documents(name, code, nothing) for code in self.asked.languages}
                 chosen[name] = {code: (found, np.arange(len(found.rows))) for code, found in read.items()}
         if "validation" not in chosen:

@@ -45,13 +45,12 @@ def say_material(run: Run, asked: Plan, found: Material) -> dict[str, Any]:
     run.say("data", "\n".join(amounts))
     seen = [f"{len(part):,} {_NOUNS[part.kind]}" for part in found.parts]
     run.say("", f"a pass: {' · '.join(seen)}")
-    share, seed = asked.data.validation_share, asked.data.validation_seed
     held = [told["held_out_units"] for told in found.figures["languages"].values() if "held_out_units" in told]
     parts = [count(sum(held), "document")] if held else []
     if "held_out_sentences" in found.figures:
         parts.append(f"{found.figures['held_out_sentences']:,} {asked.data.source_language} sentences with their pairs")
     if parts:
-        which = f"{100 * share:g} %, seed {asked.seed if seed is None else seed}"
+        which = f"{100 * asked.data.validation_share:g} %, seed {asked.held_out_seed}"
         run.say("", f"validation: {' and '.join(parts)} held out ({which})")
     return dict(found.figures)
 
