@@ -151,6 +151,10 @@ def test_the_terminal_and_the_card_show_the_matrix_and_a_verdict_for_each_langua
     for head in ("oracle, own language", "gap to oracle", "consistency with en"):
         assert head in heads, heads
     assert "(en)" in lines[0]
+    assert table[0].split() == ["accuracy", "en", "it", "de"]
+    drawn = table[1 : table.index("")]  # the heat map, before the table
+    assert len(drawn) == len(json.loads((full / "results.json").read_text())["matrix"])
+    assert any("█" in row for row in drawn)
     assert "oracle    left out for de: no training file (data.train)" in lines
     for language in ("en", "it", "de"):
         assert any(line.strip().startswith(f"{language}: ") and "TF-IDF" in line for line in lines)

@@ -13,7 +13,8 @@ from conftest import toy_rows
 from ruamel.yaml import YAML
 
 from finetune.report.card import model_card
-from finetune.report.text import comparison_lines, heat_map_lines, results_lines, verdict_text
+from finetune.report.matrix import heat_map_lines
+from finetune.report.text import comparison_lines, results_lines, verdict_text
 from finetune.terminal import HEAD_WIDTH, count, duration, interval, line, p_value, points, size
 
 SECRET = "hf_" + "aB3" * 12

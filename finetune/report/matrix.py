@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.crosslingual import language_groups
-from finetune.terminal import line, p_value, points
+from finetune.terminal import line, p_value, points, printable
 
 WIDTH = 80
 CELL, GAP = 15, 2
 NONE = "-"
+LONGEST_NAME = 24
+SHADES = " ░▒▓█"  # of a cell from the lowest to the highest, without a colour
 Rows = Sequence[tuple[str, Mapping[str, str]]]  # label and the text of each column; a column may be missing
 
 
@@ -79,8 +81,19 @@ def markdown(title: str, columns: Sequence[str], rows: Rows) -> str:
 
 
 def language_lines(results: Mapping[str, Any]) -> list[str]:
-    """Return the end of a cross-lingual run in the terminal: the table, what it leaves out, a verdict by language."""
-    lines = table_lines("accuracy", *table(results))
+    """Return the end of a cross-lingual run in the terminal: heat map, table, what it leaves out, verdicts.
+
+    One trained row is no map: its numbers stand in the table.
+    """
+    matrix, languages = results["matrix"], list(results["languages"])
+    lines = []
+    if len(matrix) > 1:
+        shown = [
+            [cells[one]["accuracy"]["value"] if one in cells else None for one in languages]
+            for cells in matrix.values()
+        ]
+        lines += [*heat_map_lines(list(matrix), languages, shown, "accuracy"), ""]
+    lines += table_lines("accuracy", *table(results))
     diagnostics = results["diagnostics"]
     if "oracle" in diagnostics:
         lines.append(line("oracle", diagnostics["oracle"]))
@@ -110,6 +123,31 @@ def verdict_sentence(found: Mapping[str, Any]) -> str:
     return f"{opening}, {points(found['difference'])} points [{low:.1f}, {high:.1f}], {p_value(found['p_value'])}"
 
 
+def heat_map_lines(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], head: str = ""
+) -> list[str]:
+    """Return a table of fractions for the terminal, each number with a block that is darker where it is higher.
+
+    None stays empty. Where the columns do not fit into 80 characters the table goes on below, rows named again.
+    """
+    names = [_clipped(row) for row in rows]
+    first = max(len(name) for name in [_clipped(head), *names])
+    titles = [_clipped(column) for column in columns]
+    wide = max([len("0.000") + 1, *map(len, titles)]) + 2
+    at_once = max(1, (WIDTH - first) // wide)
+    seen = [value for of_row in values for value in of_row if value is not None]
+    lines: list[str] = []
+    for start in range(0, len(columns), at_once):
+        part = slice(start, start + at_once)
+        lines.append(
+            (_clipped(head).ljust(first) + "".join(f"{title:>{wide - 1}} " for title in titles[part])).rstrip()
+        )
+        for name, of_row in zip(names, values, strict=True):
+            cells = (_shaded(value, min(seen), max(seen)) if value is not None else "" for value in of_row[part])
+            lines.append((name.ljust(first) + "".join(cell.rjust(wide) for cell in cells)).rstrip())
+    return lines
+
+
 def _headings(sources: Sequence[str]) -> dict[str, str]:
     """Return the headings of the groups of `crosslingual.language_groups`."""
     named = f"without {'+'.join(sources)}"
@@ -133,3 +171,13 @@ def _cell(score: Mapping[str, float]) -> str:
 
 def _cells(languages: Mapping[str, Any]) -> dict[str, str]:
     return {language: _cell(scores["accuracy"]) for language, scores in languages.items()}
+
+
+def _shaded(value: float, least: float, most: float) -> str:
+    share = (value - least) / (most - least) if most > least else 1.0
+    return f"{value:.3f}{SHADES[min(len(SHADES) - 1, int(share * len(SHADES)))]}"
+
+
+def _clipped(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

@@ -1,18 +1,16 @@
 """Results as the sentences that a person reads in the terminal and on the model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.report.budget import budget_lines
 from finetune.report.diagnosis import correlation_text
-from finetune.report.matrix import WIDTH, language_lines
-from finetune.terminal import count, difference, duration, is_percentage, line, p_value, printable, shown
+from finetune.report.matrix import language_lines
+from finetune.terminal import count, difference, duration, is_percentage, line, p_value, shown
 
 SHOWN_ERRORS = 3
 SHOWN_DISAGREEMENTS = 5
 HEADLINES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-LONGEST_NAME = 24
-SHADES = " ░▒▓█"  # of a cell from the lowest to the highest, without a colour
 TESTS = {True: "exact McNemar", False: "approximate randomisation"}
 
 
@@ -106,41 +104,6 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         said = f"gold {row['gold']} · {first}: {row['predicted'][0]} · {second}: {row['predicted'][1]}"
         lines.append(line("", f"{row['id']}: {_short(row['text'])}\n  {said}"))
     return lines
-
-
-def heat_map_lines(
-    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], head: str = ""
-) -> list[str]:
-    """Return a table of fractions for the terminal, each number with a block that is darker where it is higher.
-
-    None stays empty. Where the columns do not fit into 80 characters the table goes on below, rows named again.
-    """
-    names = [_clipped(row) for row in rows]
-    first = max(len(name) for name in [_clipped(head), *names])
-    titles = [_clipped(column) for column in columns]
-    wide = max([len("0.000") + 1, *map(len, titles)]) + 2
-    at_once = max(1, (WIDTH - first) // wide)
-    seen = [value for of_row in values for value in of_row if value is not None]
-    lines: list[str] = []
-    for start in range(0, len(columns), at_once):
-        part = slice(start, start + at_once)
-        lines.append(
-            (_clipped(head).ljust(first) + "".join(f"{title:>{wide - 1}} " for title in titles[part])).rstrip()
-        )
-        for name, of_row in zip(names, values, strict=True):
-            cells = (_cell(value, min(seen), max(seen)) if value is not None else "" for value in of_row[part])
-            lines.append((name.ljust(first) + "".join(cell.rjust(wide) for cell in cells)).rstrip())
-    return lines
-
-
-def _cell(value: float, least: float, most: float) -> str:
-    share = (value - least) / (most - least) if most > least else 1.0
-    return f"{value:.3f}{SHADES[min(len(SHADES) - 1, int(share * len(SHADES)))]}"
-
-
-def _clipped(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _error(error: Mapping[str, Any]) -> str:
