@@ -114,7 +114,27 @@ def test_a_body_with_new_embeddings_keeps_its_layers_and_its_pooler(tiny_model: 
     assert start.copied_rows == len(own)
     assert start.model.network.cls.predictions.decoder.weight is bert.embeddings.word_embeddings.weight
     assert len(start.model.network.cls.predictions.decoder.bias) == len(new)
-    assert bert.config.hidden_dropout_prob == 0.0
+
+
+def test_dropout_is_that_of_pretraining_and_the_saved_model_keeps_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    source = pretrained.locate(str(tiny_model))
+    own = pretrained.load_tokenizer(source)
+    made = [
+        from_checkpoint(source, ShapeConfig(dropout=0.0), own, None, [], 1),
+        from_random(ShapeConfig(hidden_size=32, num_attention_heads=2, dropout=0.0), own, 1),
+    ]
+    texts = own(["my card was charged", "login"], padding=True, return_tensors="pt")
+    for number, start in enumerate(made):
+        start.model.train()
+        one, two = (start.model.vectors(texts["input_ids"], texts["attention_mask"])[1] for _ in range(2))
+        assert torch.equal(one, two)
+        start.save(tmp_path / str(number), ("mlm",), ShapeConfig())
+        config = AutoModel.from_pretrained(tmp_path / str(number)).config
+        assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.1
+    kept = from_checkpoint(source, ShapeConfig(), own, None, [], 1)
+    kept.model.train()
+    one, two = (kept.model.vectors(texts["input_ids"], texts["attention_mask"])[1] for _ in range(2))
+    assert not torch.equal(one, two)
 
 
 def test_only_embeddings_and_output_layer_are_trained_where_that_is_asked(tiny_model: Path) -> None:

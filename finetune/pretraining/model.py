@@ -4,7 +4,7 @@ import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -44,7 +44,9 @@ class ShapeConfig:
     num_attention_heads: Count = field(4, "heads of a layer")
     intermediate_size: Count = field(1024, "width inside a layer's feed-forward part")
     max_position_embeddings: Count = field(512, "longest text that the model can ever read, in tokens")
-    dropout: Chance | None = field(None, "of hidden states and attention; null: as in the model, 0.1 without one")
+    dropout: Chance | None = field(
+        None, "of hidden states and attention while pretraining, the saved model keeps its own; null: its own, or 0.1"
+    )
     trained: Literal["all", "embeddings"] = field(
         "all", "embeddings: the layers stay as they are, embeddings and output layer are trained (Artetxe et al. 2020)"
     )
@@ -193,13 +195,11 @@ def from_random(config: ShapeConfig, tokenizer: PreTrainedTokenizerBase, seed: i
     if config.hidden_size % config.num_attention_heads:
         what = f"network.hidden_size={config.hidden_size} is no multiple of"
         raise UserError(Exit.USAGE, f"{what} network.num_attention_heads={config.num_attention_heads}")
-    rate = 0.1 if config.dropout is None else config.dropout
     torch.manual_seed(seed)
     shape = BertConfig(
         vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads, intermediate_size=config.intermediate_size,
         max_position_embeddings=config.max_position_embeddings, pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=rate, attention_probs_dropout_prob=rate,
     )  # fmt: skip
     name = f"BERT {config.num_hidden_layers} x {config.hidden_size}, random weights"
     return Start(_prepared(BertForPreTraining(shape), config), tokenizer, name, f"seed:{seed}", fresh=True)
@@ -215,10 +215,7 @@ def from_checkpoint(
     checkpoint lacks, output layer or pooler, are drawn from `seed`. Raises UserError (2) for what is not BERT.
     """
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {}
-    if config.dropout is not None:
-        settings = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
-    network = pretrained.load_model(AutoModelForPreTraining, source, own, **settings)
+    network = pretrained.load_model(AutoModelForPreTraining, source, own)
     if type(network) is not BertForPreTraining:
         what = f"model={source.name} is {network.config.model_type}"
         raise UserError(
@@ -252,6 +249,12 @@ def _exchange(
 def _prepared(network: BertForPreTraining, config: ShapeConfig) -> Pretrainer:
     # What the checkpoint was and how it was used: save_pretrained writes what it becomes.
     network.config.architectures = network.config.task_specific_params = None
+    if config.dropout is not None:
+        # Of the modules and not of the config, which is saved: what is good for millions of pairs, which no run reads
+        # twice, is not good for fine-tuning on hundreds of rows.
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
     cpu.prepare(network)
     for name, parameter in network.named_parameters():
         layer = ".encoder." in name and config.trained == "embeddings"
