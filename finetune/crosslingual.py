@@ -6,7 +6,7 @@ row is trained is the recipe's business: `train_rows` gets its function.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -128,19 +128,8 @@ def stored_cells(run: Run, folders: Iterable[str], labels: Sequence[str]) -> dic
 
 def by_language(predictions: Predictions, tests: Mapping[str, Split]) -> dict[str, Predictions]:
     """Cut the predictions of languages that were scored together (`patterns.join`) into those of each."""
-    found, start = {}, 0
-    for language, split in tests.items():
-        part = slice(start, start + len(split))
-        found[language] = Predictions(
-            split.ids(),
-            predictions.gold[part],
-            predictions.predicted[part],
-            predictions.probabilities[part],
-            predictions.labels,
-            predictions.multi_label,
-        )
-        start += len(split)
-    return found
+    parts = evaluation.cut(predictions, {language: len(split) for language, split in tests.items()})
+    return {language: replace(part, ids=tests[language].ids()) for language, part in parts.items()}
 
 
 def put_together(cells: Mapping[str, Predictions], split: Split) -> Predictions:

@@ -54,6 +54,24 @@ class Predictions:
         return np.asarray(same.all(axis=1) if self.multi_label else same)
 
 
+def cut(together: Predictions, sizes: Mapping[str, int]) -> dict[str, Predictions]:
+    """Cut predictions whose rows are those of one part after the other; `sizes` says how many each part has."""
+    if sum(sizes.values()) != len(together.ids):
+        raise ValueError(f"{len(together.ids)} predictions for {sum(sizes.values())} rows")
+    found, start = {}, 0
+    for name, size in sizes.items():
+        part = slice(start, start + size)
+        start += size
+        found[name] = replace(
+            together,
+            ids=together.ids[part],
+            gold=together.gold[part],
+            predicted=together.predicted[part],
+            probabilities=together.probabilities[part],
+        )
+    return found
+
+
 def score(predictions: Predictions | Sequence[Predictions], seed: int = 1) -> dict[str, dict[str, float]]:
     """Score one system, or several seeds of one recipe, with 95 % intervals: {"accuracy": {"value", "low", "high"}}.
 

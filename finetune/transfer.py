@@ -164,20 +164,7 @@ def mean_over_languages(together: Predictions, sizes: Mapping[str, int]) -> dict
     `together` has the rows of one language after the other, `sizes` how many of each. The epoch that English likes best
     is often a poor one for other languages (Keung et al. 2020).
     """
-    if sum(sizes.values()) != len(together.ids):
-        raise ValueError(f"{len(together.ids)} predictions for {sum(sizes.values())} rows")
-    scores, start = [], 0
-    for size in sizes.values():
-        part = slice(start, start + size)
-        start += size
-        of_language = replace(
-            together,
-            ids=together.ids[part],
-            gold=together.gold[part],
-            predicted=together.predicted[part],
-            probabilities=together.probabilities[part],
-        )
-        scores.append(evaluation.values(of_language))
+    scores = [evaluation.values(part) for part in evaluation.cut(together, sizes).values()]
     return {name: float(np.mean([of[name] for of in scores])) for name in scores[0]}
 
 

@@ -1,6 +1,6 @@
 """What a run says of its languages before it trains, and how that goes with the gaps that it finds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from finetune.language_diagnosis import (
     language_mix,
     wrong_files,
 )
-from finetune.report.matrix import WIDTH
+from finetune.report.matrix import WIDTH, grid
 from finetune.report.pictures import heat_map, heat_map_in_words, save_svg
 from finetune.run import Run
 from finetune.terminal import HEAD_WIDTH
@@ -96,14 +96,9 @@ def correlation_text(found: Mapping[str, Any]) -> str:
     return f"{listed}{told['note']}"
 
 
-def draw_matrix(
-    matrix: Mapping[str, Mapping[str, Any]], metric: str, path: Path, columns: Sequence[str] | None = None
-) -> None:
+def draw_matrix(matrix: Mapping[str, Mapping[str, Any]], metric: str, path: Path) -> None:
     """Draw a matrix of scores, row -> language -> metric -> {"value"}, as a heat map and write it as SVG."""
-    names = (
-        list(columns) if columns is not None else list(dict.fromkeys(name for row in matrix.values() for name in row))
-    )
-    values = [[row[name][metric]["value"] if name in row else None for name in names] for row in matrix.values()]
-    rows = list(matrix)
+    rows, names = list(matrix), list(dict.fromkeys(name for row in matrix.values() for name in row))
+    values = grid(matrix, metric, names)
     title = f"{metric} by training set and test language"
     save_svg(heat_map(rows, names, values, title, "darker is higher"), path, heat_map_in_words(rows, names, values))

@@ -40,6 +40,11 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
     return [*languages, *(headings[name] for name in groups)], rows
 
 
+def grid(matrix: Mapping[str, Mapping[str, Any]], metric: str, columns: Sequence[str]) -> list[list[float | None]]:
+    """Return a score of each row in each column, None where a row has no such cell."""
+    return [[row[name][metric]["value"] if name in row else None for name in columns] for row in matrix.values()]
+
+
 def elsewhere_lines(found: Mapping[str, Any]) -> list[str]:
     """Return what `finetune crosslingual` prints: accuracy in each language, TF-IDF, consistency, and the verdicts."""
     told, languages = found["diagnostics"], list(found["languages"])
@@ -88,11 +93,7 @@ def language_lines(results: Mapping[str, Any]) -> list[str]:
     matrix, languages = results["matrix"], list(results["languages"])
     lines = []
     if len(matrix) > 1:
-        shown = [
-            [cells[one]["accuracy"]["value"] if one in cells else None for one in languages]
-            for cells in matrix.values()
-        ]
-        lines += [*heat_map_lines(list(matrix), languages, shown, "accuracy"), ""]
+        lines += [*heat_map_lines(list(matrix), languages, grid(matrix, "accuracy", languages), "accuracy"), ""]
     lines += table_lines("accuracy", *table(results))
     diagnostics = results["diagnostics"]
     if "oracle" in diagnostics:
