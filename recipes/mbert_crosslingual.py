@@ -26,7 +26,7 @@ from finetune.trainer import TrainConfig, Trainer
 class Config:
     """Settings of the recipe."""
 
-    model: str = field("google-bert/bert-base-multilingual-cased", "Hub name or local folder")
+    model: str = field("google-bert/bert-base-multilingual-cased", "Hub name, local folder or mini-mbert")
     data: DataConfig = field(DataConfig, "files, as patterns with {language}, and columns")
     train_languages: list[str] = field(lambda: ["en"], "languages to train on, together")
     test_languages: list[str] | None = field(None, "languages to score; null: all that data.test has a file of")

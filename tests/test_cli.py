@@ -278,7 +278,7 @@ def test_check_tells_levels_and_strict_makes_warnings_fail(trained: Path) -> Non
 
 def test_doctor_describes_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = done("doctor").out
-    for head in ("versions", "device", "precision", "space", "hub", "minilm"):
+    for head in ("versions", "device", "precision", "space", "hub", "minilm", "langid"):
         assert f"\n{head.ljust(10)}" in f"\n{shown}"
     assert "torch " in shown
     assert "offline (HF_HUB_OFFLINE)" in shown

