@@ -142,7 +142,7 @@ def say_model(
         )
         if not isinstance(value, str)
     ]
-    run.say("", f"{' · '.join(chosen)} · {count(updates, 'update')} of {count(update_size(config), noun)}")
+    run.say("", f"{' · '.join(chosen)} · {count(updates, 'update')} of {_update(config, noun)}")
 
 
 def say_baselines(run: Run, systems: Sequence[System]) -> None:
@@ -161,7 +161,7 @@ def say_estimate(
     disk = 4 * parameters * (1 + 3 * (1 + config.save_total_limit))  # model/, and checkpoints with two moments each
     run.say(
         "would",
-        f"train {count(estimate.updates, 'update')} of {count(update_size(config), noun)} "
+        f"train {count(estimate.updates, 'update')} of {_update(config, noun)} "
         f"({estimate.tokens:,} padded tokens) · "
         f"memory about {size(estimate.memory)} of {size(hardware.memory_total())}\n"
         f"{duration(low)} to {duration(high)} of training on this machine (3 updates measured) · "
@@ -193,3 +193,12 @@ def say_costs(run: Run, progress: Progress, estimated: float | None, items: str 
     )
     run.say("trained", f"{count(progress.step, 'update')} in {duration(progress.seconds)}{guess} · {rates}")
     return figures if estimated is None else figures | {"estimated_train_seconds": estimated}
+
+
+def _update(config: TrainConfig, noun: str) -> str:
+    """Say how many examples an update has, and how many tokens where those are limited."""
+    examples = count(update_size(config), noun)
+    if config.max_tokens_per_batch is None:
+        return examples
+    tokens = config.max_tokens_per_batch * config.gradient_accumulation_steps
+    return f"at most {examples} and {count(tokens, 'token')}"
