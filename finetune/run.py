@@ -206,6 +206,8 @@ class Run:
         temporary.mkdir()
         with disk_errors(temporary):
             save(temporary)
+            for path in temporary.iterdir():  # safetensors lets nobody else read its files, whatever the umask
+                path.chmod(temporary.stat().st_mode & 0o666)
         shutil.rmtree(self.model, ignore_errors=True)
         temporary.rename(self.model)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from finetune import run as run_module
 from finetune.config import read_yaml
@@ -290,6 +292,18 @@ def test_a_failing_save_keeps_the_old_model(tmp_path: Path) -> None:
     run.save_model(save("new"))
     assert tree(run.model) == {"weights"}
     assert (run.model / "weights").read_text() == "new"
+
+
+def test_weights_may_be_read_by_those_who_may_read_the_rest(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+
+    def save(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+
+    run.save_model(save)
+    modes = {path.stat().st_mode for path in run.model.iterdir()}
+    assert modes == {run.config_file.stat().st_mode}
 
 
 @pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
