@@ -1,6 +1,7 @@
 """The recipe bert_pretraining from files to a saved model, and what it says to files and settings that do not fit."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def test_aligned_embeddings_begin_nearer_to_the_teacher_than_copied_ones(
             first = next(one for one in found.json["baselines"] if one["name"] == "the first weights")
             retrieved[rows] = first["scores"]["validation"]["accuracy"]["value"]
     assert "embeddings aligned by translations" in found.err
+    assert re.search(r"1 update of at most \d+ examples and 512 tokens", found.err)
     assert retrieved["aligned"] > retrieved["copied"] + 0.2
 
 
