@@ -134,6 +134,9 @@ def crosslingual(
     folder, module, config = _trained(run, reading)
     if isinstance(config.data, SequenceDataConfig):
         raise UserError(Exit.USAGE, f"{run} writes texts; crosslingual scores runs that label them")
+    if isinstance(config.data, CorpusConfig):
+        what = f"{run} is a pretraining; crosslingual scores runs that label texts"
+        raise UserError(Exit.USAGE, f"{what}\nmake one: finetune train mbert_crosslingual model={folder.model} ...")
     asked = patterns.languages_of("--data", data) if codes is None else patterns.check_codes("--languages", codes)
     if not asked:
         raise UserError(Exit.NO_INPUT, f"--data {data}: no language has such a file")

@@ -171,6 +171,14 @@ def test_two_pretrainings_are_not_compared_by_their_guesses(masked_run: Ended, d
     assert "fine-tune both models on one task" in outcome.err
 
 
+def test_a_pretraining_is_not_scored_in_other_languages(masked_run: Ended, tmp_path: Path) -> None:
+    (tmp_path / "it.csv").write_text("text,label\nun gatto,a\n", encoding="utf-8")
+    for run in (masked_run[0], masked_run[0] / "model"):
+        refused = call("crosslingual", run, "--data", f"{tmp_path}/{{language}}.csv")
+        assert refused.code == 2, refused.err
+        assert f"finetune train mbert_crosslingual model={masked_run[0] / 'model'}" in refused.err
+
+
 def test_a_student_meets_its_teacher_and_finds_translations(distilled_run: Ended) -> None:
     _, results = distilled_run
     assert results["task"] == "translation distillation"
