@@ -66,6 +66,13 @@ def test_a_missing_file_names_the_language_who_asked_and_what_there_is(tmp_path:
     assert "there are files of en, it" in str(caught.value)
 
 
+def test_a_pattern_that_no_file_fits_is_missing_input(tmp_path: Path) -> None:
+    config = write(tmp_path, "en.train", "en.validation")
+    with pytest.raises(UserError, match=r"data\.test=.*test\.csv: no language has such a file") as caught:
+        read(config, ["en"], None)
+    assert caught.value.code == Exit.NO_INPUT
+
+
 @pytest.mark.parametrize("code", ["", "../x", "a/b", "-rf", "en it", "e\0n", "x" * 33])
 def test_what_cannot_be_part_of_a_file_name_is_no_language_code(code: str) -> None:
     with pytest.raises(UserError, match="no language code") as caught:

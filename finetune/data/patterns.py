@@ -111,6 +111,9 @@ def read_languages(config: DataConfig, sources: Sequence[str], tests: Sequence[s
         raise UserError(Exit.USAGE, f"no data.{missing}; give data.{missing}='x/{PLACEHOLDER}.{missing}.csv'")
     if tests is None:
         tests = languages_of("data.test", config.test) if config.test else sources
+        if not tests:
+            what = f"data.test={', '.join(as_list(config.test))}: no language has such a file"
+            raise UserError(Exit.NO_INPUT, f"{what}; mend the pattern, or name the languages: test_languages=[en,it]")
         tests = sorted(tests, key=lambda language: (language not in sources, language))
     tests = check_codes("test_languages", tests)
     found = {language: _read(config, language, sources, tests, seed) for language in dict.fromkeys([*sources, *tests])}
