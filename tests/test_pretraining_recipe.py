@@ -219,7 +219,8 @@ def parallel(texts: Path) -> str:
     ("settings", "code", "wanted"),
     [
         (["mono", "train_languages=[en,fr]"], 66, ["mono.fr.txt: no such file"]),
-        (["mono", "train_languages=[en,it,en]"], 2, ["train_languages names en twice"]),
+        (["mono", "train_languages=[en,it,en]"], 2, ["train_languages: en is given twice"]),
+        (["parallel", "train_languages=[en,../it]", "objective=tlm"], 2, ['"../it" is no language code']),
         (["data.train=one.txt", "train_languages=[en,it]"], 2, ["data.train=one.txt has no {language}"]),
         (["mono"], 2, ["which languages? give train_languages=[en,it]"]),
         (["mono", "train_languages=[en]", "objective=mml"], 2, ["there is no mml; did you mean mlm?"]),

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from finetune.config import Seed, configclass, field
 from finetune.data.columns import Files, Split, as_list, from_lines, gather
-from finetune.data.patterns import PLACEHOLDER
+from finetune.data.patterns import PLACEHOLDER, check_codes
 from finetune.data.read import Row, Source, Wanted, check_encoding, is_text, open_file, open_text, shown
 from finetune.errors import Exit, UserError
 from finetune.pretraining.stores import Encoder, Rows, Writer, cached, in_batches
@@ -112,10 +112,9 @@ class HeldOut:
 
 
 def check_languages(languages: Sequence[str], config: CorpusConfig) -> tuple[str, ...]:
-    """Return the languages of a run; raises UserError (2) for one given twice, or files that cannot tell them apart."""
-    twice = next((code for number, code in enumerate(languages) if code in languages[:number]), None)
-    if twice is not None:
-        raise UserError(Exit.USAGE, f"train_languages names {twice} twice; name each language once")
+    """Return the languages of a run; raises UserError (2) for no code, and for files that cannot tell them apart."""
+    if languages:
+        check_codes("train_languages", languages)
     for name in ("train", "validation", "test", "parallel", "parallel_validation"):
         for file in as_list(getattr(config, name)):
             several = len(languages) > (2 if name.startswith("parallel") else 1)
