@@ -10,8 +10,10 @@ from transformers import BertTokenizerFast
 
 from finetune.data.read import Source
 from finetune.errors import UserError
-from finetune.pretraining import corpus, vocabulary
+from finetune.pretraining import corpus, material, vocabulary
 from finetune.pretraining.corpus import CorpusConfig, HeldOut
+from finetune.pretraining.examples import Frame
+from finetune.pretraining.masking import MaskingConfig
 from finetune.pretraining.stores import Encoder
 from finetune.pretraining.vocabulary import VocabularyConfig
 
@@ -83,6 +85,25 @@ def test_a_source_sentence_is_stored_once_for_all_languages(tokenizer: BertToken
     assert {code: of.tolist() for code, of in found.source_of.items()} == {"it": [0, 1, 0], "de": [2, 1]}
     assert found.where("de", 1) == f"{tmp_path}/p.de.jsonl.gz:2"
     assert corpus.pair_texts(found, "it", np.array([2, 0]), config) == [("ab", "g"), ("ab", "c")]
+
+
+@pytest.mark.parametrize("objective", ["mlm", "tlm"])
+def test_what_is_held_out_has_no_say_in_the_token_frequencies(
+    tokenizer: BertTokenizerFast, tmp_path: Path, objective: str
+) -> None:
+    letters = [chr(code) for code in range(97, 117)]  # a document and a pair of each
+    (tmp_path / "text.en.txt").write_text("\n\n".join(letter * 9 for letter in letters), encoding="utf-8")
+    write_rows(tmp_path / "p.it.jsonl.gz", [{"en": letter, "it": letter} for letter in letters])
+    config = CorpusConfig(
+        train=f"{tmp_path}/text.{{language}}.txt",
+        parallel=f"{tmp_path}/p.{{language}}.jsonl.gz",
+        validation_share=0.25,
+    )
+    languages = ["en"] if objective == "mlm" else ["en", "it"]
+    asked = material.plan(objective, languages, config, None, 1)
+    found = material.read(asked, tokenizer, Frame.of(tokenizer, 16, MaskingConfig()), None)
+    shares = found.unigram.log_shares[tokenizer.convert_tokens_to_ids([*letters, "z"])]
+    assert (shares == shares[-1]).sum() == 5 + 1  # as rare as the letter that no text has
 
 
 def test_held_out_texts_are_known_whatever_their_case_spaces_and_signs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from finetune.pretraining.corpus import CorpusConfig, Documents, Pairs
 from finetune.pretraining.distillation import Teacher, Vectors
 from finetune.pretraining.examples import Frame, Part
 from finetune.pretraining.scoring import Bitext, Masked, Unigram
-from finetune.pretraining.stores import Encoder
+from finetune.pretraining.stores import Encoder, Rows
 
 KINDS = ("mlm", "tlm", "distil")
 Chosen = dict[str, np.ndarray]  # language -> numbers of pairs
@@ -170,7 +170,7 @@ class _Gathering:
         for code, (found, units) in chosen["train"].items():
             corpus.check_unknown(code, found.figures["words"], found.figures["unknown"], "the vocabulary")
             examples.check_size(found, units, self.frame.max_length)
-            self._count(found.rows.tokens)
+            self._count(found.rows, units)
             told = {name: found.figures[name] for name in ("words", "unknown", "dropped")}
             self.figures["languages"][code] |= told | {"tokens": int(found.rows.lengths[units].sum())}
         for name, documents in chosen.items():
@@ -190,8 +190,10 @@ class _Gathering:
         if "tlm" in self.asked.kinds:
             self.parts.append(examples.translations(train, chosen, self.frame, exponent, seed))
             self._hide("validation", examples.translations(other, held, self.frame, EVERYTHING, seed))
-            for rows in (train.source, *train.target.values()):
-                self._count(rows.tokens)
+            of_source = np.concatenate([train.source_of[code][numbers] for code, numbers in chosen.items()])
+            self._count(train.source, of_source)
+            for code, numbers in chosen.items():
+                self._count(train.target[code], numbers)
         if "distil" in self.asked.kinds:
             assert teacher is not None
             assert train.teacher is not None
@@ -228,9 +230,12 @@ class _Gathering:
         corpus.check_unknown(self.data.source_language, source["words"], source["unknown"], "the vocabulary")
         self.figures["source_sentences"] = source["sentences"]
 
-    def _count(self, tokens: np.ndarray) -> None:
-        for start in range(0, len(tokens), TOKENS_AT_ONCE):
-            self.counts += np.bincount(tokens[start : start + TOKENS_AT_ONCE], minlength=len(self.counts))
+    def _count(self, rows: Rows, learnt: np.ndarray) -> None:
+        """Count the tokens of the rows that are learnt from; what is held out has no say in the cheap system."""
+        for start in range(0, len(rows.tokens), TOKENS_AT_ONCE):
+            self.counts += np.bincount(rows.tokens[start : start + TOKENS_AT_ONCE], minlength=len(self.counts))
+        for row in np.setdiff1d(np.arange(len(rows)), learnt).tolist():
+            np.subtract.at(self.counts, rows[row], 1)
         self.counts[self.tokenizer.all_special_ids] = 0  # they are never hidden
 
     def _documents(self, name: str, code: str, held: corpus.HeldOut) -> Documents:
