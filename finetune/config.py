@@ -110,6 +110,7 @@ def build(config_class: type[T], values: dict[str, Any], origin: dict[str, str])
         value = values.get(path)
         reason = _reason([part for part in error.errors() if _error_path(part["loc"], known) == path], wanted)
         hint = f'; put it in quotes: "{value}"' if _is_unquoted_text(value, wanted) else ""
+        hint = f"; give {path}=[{value}]" if wanted.startswith("[") and isinstance(value, str | int | float) else hint
         raise UserError(Exit.USAGE, f"{where}: {path} cannot be {value!r}: {reason}{hint}") from None
 
 

@@ -264,7 +264,7 @@ def test_an_argument_without_key_or_value_is_refused_with_an_example(override: s
         ("mode=cubic", "linear|cosine"),
         ("train.learning_rate=fast", "float | auto"),
         ("limit=x", "int | null"),
-        ("seeds=1", "[int] | null"),
+        ("seeds=1", "[int] | null; give seeds=[1]"),
         ("seeds=[a]", "[int] | null"),
         ("seed=!!int", "int"),
     ],
