@@ -326,6 +326,18 @@ def test_what_is_held_out_is_a_share_and_never_everything() -> None:
     assert hold_out(1_000_000, config, 1).sum() == MOST_HELD_OUT
 
 
+def test_the_share_that_is_held_out_is_told_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(["the cat sees a dog"] * 200), encoding="utf-8")  # two pieces
+    asked = (*RECIPE, *SMALL, "train.max_steps=1")
+    outcome = done(*asked, f"data.train={tmp_path}/lines.txt", f"output_dir={tmp_path}/lines")
+    assert re.search(r"validation: 1 document \((49|50)\.\d % of the tokens\) held out, seed 1", outcome.err)
+    write_pairs(tmp_path, "it", 20)
+    outcome = done(
+        *asked, parallel(tmp_path), "train_languages=[en,it]", "objective=tlm", f"output_dir={tmp_path}/pairs"
+    )
+    assert "validation: 1 en sentence (5.0 %) with all pairs held out, seed 1" in outcome.err
+
+
 def test_several_seeds_are_joined(tmp_path: Path) -> None:
     write_mono(tmp_path, "en", 40)
     results = done(

@@ -258,7 +258,9 @@ class _Gathering:
             chosen = corpus.hold_out(len(found.rows), self.data, self.asked.held_out_seed)
             kept[code] = (found, np.flatnonzero(~chosen))
             out[code] = (found, np.flatnonzero(chosen))
-            self.figures["languages"][code]["held_out_units"] = int(chosen.sum())
+            lengths = found.rows.lengths
+            told = {"held_out_units": int(chosen.sum()), "held_out_tokens": int(lengths[chosen].sum())}
+            self.figures["languages"][code] |= told
         return {"train": kept, "validation": out}
 
     def _sentences_out(self, pairs: Pairs) -> np.ndarray:

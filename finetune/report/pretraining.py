@@ -45,14 +45,25 @@ def say_material(run: Run, asked: Plan, found: Material) -> dict[str, Any]:
     run.say("data", "\n".join(amounts))
     seen = [f"{len(part):,} {_NOUNS[part.kind]}" for part in found.parts]
     run.say("", f"a pass: {' · '.join(seen)}")
-    held = [told["held_out_units"] for told in found.figures["languages"].values() if "held_out_units" in told]
-    parts = [count(sum(held), "document")] if held else []
-    if "held_out_sentences" in found.figures:
-        parts.append(f"{found.figures['held_out_sentences']:,} {asked.data.source_language} sentences with their pairs")
+    parts = _held_out(found.figures, asked.data.source_language)
     if parts:
-        which = f"{100 * asked.data.validation_share:g} %, seed {asked.held_out_seed}"
-        run.say("", f"validation: {' and '.join(parts)} held out ({which})")
+        run.say("", f"validation: {' and '.join(parts)} held out, seed {asked.held_out_seed}")
     return dict(found.figures)
+
+
+def _held_out(figures: Mapping[str, Any], source: str) -> list[str]:
+    """Return what is held out with the share that it is, which few documents make larger than asked, a cap smaller."""
+    parts = []
+    texts = [told for told in figures["languages"].values() if "held_out_units" in told]
+    if texts:
+        units, out, kept = (
+            sum(told[name] for told in texts) for name in ("held_out_units", "held_out_tokens", "tokens")
+        )
+        parts.append(f"{count(units, 'document')} ({100 * out / (out + kept):.1f} % of the tokens)")
+    if "held_out_sentences" in figures:
+        out, whole = figures["held_out_sentences"], figures["source_sentences"]
+        parts.append(f"{count(out, f'{source} sentence')} ({100 * out / whole:.1f} %) with all pairs")
+    return parts
 
 
 _NOUNS = {"mlm": "blocks of text", "tlm": "pairs side by side", "distil": "sentences with translations"}
