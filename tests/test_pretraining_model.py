@@ -1,5 +1,6 @@
 """The losses of pretraining beside transformers' own, new embeddings in an old body, and teachers' vectors."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,28 @@ def test_a_cache_of_vectors_that_was_cut_off_goes_on_where_it_stopped(
         Vectors(teacher, rows).remember()
     Vectors(teacher, rows).remember()
     assert [numbers[0] for numbers in asked] == [0, 4, 4, 8]
+
+
+def test_two_runs_that_need_the_same_vectors_wait_for_each_other(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Teacher(str(tiny_model), 16, use_cpu=True)
+    rows = Rows(np.arange(52, 4, -1), np.arange(0, 49, 4))  # others than those of the tests above
+    encode, other = teacher.encode, Vectors(teacher, rows)
+    waiting = threading.Thread(target=other.remember)
+
+    def slow(rows: Rows, numbers: np.ndarray) -> np.ndarray:
+        if not waiting.ident:
+            waiting.start()
+            waiting.join(0.5)  # long enough to fill the same draft, were it allowed to
+        return encode(rows, numbers)
+
+    monkeypatch.setattr(teacher, "encode", slow)
+    vectors = Vectors(teacher, rows)
+    vectors.remember()
+    waiting.join(30)
+    monkeypatch.setattr(teacher, "encode", None)
+    assert torch.equal(vectors(np.arange(12)), other(np.arange(12)))
 
 
 def test_rates_fall_with_width_and_are_gentle_for_a_vocabulary_that_stays() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import AutoModel, BertModel, PreTrainedTokenizerBase
 
@@ -84,7 +85,9 @@ class Vectors:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{self._identity()}.npy"
             if not _is_whole(path, shape):
-                self._fill(path, shape)
+                with FileLock(path.with_suffix(".lock")):  # two runs would fill one draft, and take it from each other
+                    if not _is_whole(path, shape):
+                        self._fill(path, shape)
         self._cached = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _identity(self) -> str:
