@@ -85,6 +85,9 @@ def test_a_source_sentence_is_stored_once_for_all_languages(tokenizer: BertToken
     assert {code: of.tolist() for code, of in found.source_of.items()} == {"it": [0, 1, 0], "de": [2, 1]}
     assert found.where("de", 1) == f"{tmp_path}/p.de.jsonl.gz:2"
     assert corpus.pair_texts(found, "it", np.array([2, 0]), config) == [("ab", "g"), ("ab", "c")]
+    # Languages in another order number the sentences in another way, whatever the cache has.
+    again = corpus.read_pairs("parallel", ["de", "it"], config, (Encoder(tokenizer), None), NOTHING)
+    assert {code: of.tolist() for code, of in again.source_of.items()} == {"de": [0, 1], "it": [2, 1, 2]}
 
 
 @pytest.mark.parametrize("objective", ["mlm", "tlm"])

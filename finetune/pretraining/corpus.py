@@ -179,10 +179,9 @@ def read_pairs(
     student, teacher = encoders
     files = {code: [file.replace(PLACEHOLDER, code) for file in as_list(getattr(config, name))] for code in languages}
     sources = {code: [open_file(file, _sides(code, config)) for file in files[code]] for code in languages}
-    key: dict[str, Any] = {
-        "kind": "pairs",
-        "files": {code: [one.digest for one in sources[code]] for code in languages},
-    }
+    # A list: source sentences are numbered in the order of the languages, and by number some of them are held out.
+    files_of = [[code, [one.digest for one in sources[code]]] for code in languages]
+    key: dict[str, Any] = {"kind": "pairs", "files": files_of}
     key |= {"tokens": student.identity(), "teacher": None if teacher is None else teacher.identity()}
     key |= {"reading": reading(config), "held_out": held.identity}
     folder, figures = cached(key, lambda draft: _write_pairs(draft, sources, encoders, held))
