@@ -1,5 +1,6 @@
 """Texts become units and token numbers once; vocabularies are balanced; held-out texts are known by their letters."""
 
+import dataclasses
 import gzip
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def opened(folder: Path, languages: list[str]) -> dict[str, list[Source]]:
     config = CorpusConfig(
         train=f"{folder}/mono.{{language}}.txt", parallel=f"{folder}/parallel.en-{{language}}.jsonl.gz"
     )
-    return corpus.texts_for_vocabulary(languages, config)
+    return corpus.texts_for_vocabulary(languages, config, NOTHING)
 
 
 def test_a_vocabulary_is_the_same_each_time_and_keeps_accents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +147,24 @@ def test_a_vocabulary_is_the_same_each_time_and_keeps_accents(tmp_path: Path, mo
     assert sorted(entries[0], key=entries[0].__getitem__)[:5] == list(vocabulary.SPECIALS)
     assert tokenizer.tokenize("Perché CITTÀ") == ["perché", "città"]
     assert tokenizer.model_max_length == 64
+
+
+def test_a_vocabulary_is_learnt_without_the_texts_that_are_held_out(tmp_path: Path) -> None:
+    (tmp_path / "mono.en.txt").write_text("a cat\nZebra!\n" * 9, encoding="utf-8")
+    pairs = [{"en": "a cat", "it": "un gatto"}, {"en": "zebra", "it": "w"}] * 9
+    write_rows(tmp_path / "parallel.en-it.jsonl.gz", pairs)
+    (tmp_path / "held.txt").write_text("zebra\n", encoding="utf-8")
+    config = CorpusConfig(
+        train=f"{tmp_path}/mono.en.txt", parallel=f"{tmp_path}/parallel.en-{{language}}.jsonl.gz",
+        held_out=f"{tmp_path}/held.txt", on_leak="drop",
+    )  # fmt: skip
+    found = corpus.texts_for_vocabulary(["en", "it"], config, corpus.read_held_out(config))
+    read = {code: {str(value) for source in of for _, [value] in source.rows} for code, of in found.items()}
+    assert read["en"] == {"a cat"}
+    assert read["it"] == {"a cat", "un gatto"}
+    refused = dataclasses.replace(config, on_leak="error")
+    with pytest.raises(UserError, match=r"mono\.en\.txt:2 stands in .*held\.txt:1"):
+        list(corpus.texts_for_vocabulary(["en"], refused, corpus.read_held_out(refused))["en"][0].rows)
 
 
 def test_smaller_languages_count_for_more_than_their_text(tmp_path: Path) -> None:

@@ -207,18 +207,29 @@ def pair_texts(pairs: Pairs, language: str, numbers: np.ndarray, config: CorpusC
     return texts
 
 
-def texts_for_vocabulary(languages: Sequence[str], config: CorpusConfig) -> dict[str, list[Source]]:
-    """Open for each language the files whose text a vocabulary is learnt from, pairs included."""
+def texts_for_vocabulary(languages: Sequence[str], config: CorpusConfig, held: HeldOut) -> dict[str, list[Source]]:
+    """Open for each language the files whose text a vocabulary is learnt from, pairs included, held-out texts not."""
     found: dict[str, list[Source]] = {}
     for code in languages:
-        found[code] = [open_lines(file.replace(PLACEHOLDER, code), config) for file in as_list(config.train)]
+        files = [file.replace(PLACEHOLDER, code) for file in as_list(config.train)]
+        found[code] = [_without(held, open_lines(file, config)) for file in files]
     for code in [code for code in languages if code != config.source_language]:
         for file in as_list(config.parallel):
-            sides = _sides(code, config)
-            for language, role in ((config.source_language, "source"), (code, "target")):
-                only = dataclasses.replace(sides, columns={role: sides.columns[role]})
-                found.setdefault(language, []).append(open_file(file.replace(PLACEHOLDER, code), only))
+            for side, language in enumerate((config.source_language, code)):
+                pairs = open_file(file.replace(PLACEHOLDER, code), _sides(code, config))
+                found.setdefault(language, []).append(_without(held, pairs, side))
     return {code: sources for code, sources in found.items() if sources}
+
+
+def _without(held: HeldOut, source: Source, side: int = 0) -> Source:
+    """Keep one side of the rows of a source, and leave out those of which any side is held out."""
+
+    def kept() -> Iterator[Row]:
+        for line, values in source.rows:
+            if not any(held.leaks(str(value or ""), f"{source.name}:{line}") for value in values):
+                yield line, [values[side]]
+
+    return dataclasses.replace(source, rows=kept())
 
 
 def reading(config: CorpusConfig) -> str:

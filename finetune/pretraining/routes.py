@@ -76,9 +76,11 @@ def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeCo
         what = "vocabulary.embeddings=aligned is for a new vocabulary in a model's body"
         raise UserError(Exit.USAGE, f"{what}; give model=NAME and vocabulary.train=true, or leave it out")
     if learns:
-        texts = corpus.texts_for_vocabulary(asked.languages, asked.data)
+        held = corpus.read_held_out(asked.data)
+        texts = corpus.texts_for_vocabulary(asked.languages, asked.data, held)
+        reading = corpus.reading(asked.data) + (held.identity if held.places else "")
         longest = shape.max_position_embeddings if name is None else max_length
-        new = vocabulary.learn(texts, corpus.reading(asked.data), words, asked.data.language_exponent, longest)
+        new = vocabulary.learn(texts, reading, words, asked.data.language_exponent, longest)
     if source is None or own is None:
         assert new is not None
         return from_random(shape, new, asked.seed)
