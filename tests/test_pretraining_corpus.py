@@ -13,10 +13,12 @@ from finetune.data.read import Source
 from finetune.errors import UserError
 from finetune.pretraining import corpus, material, vocabulary
 from finetune.pretraining.corpus import CorpusConfig, HeldOut
+from finetune.pretraining.distillation import Teacher
 from finetune.pretraining.examples import Frame
 from finetune.pretraining.masking import MaskingConfig
 from finetune.pretraining.stores import Encoder
 from finetune.pretraining.vocabulary import VocabularyConfig
+from finetune.report import pretraining as report
 
 NOTHING = HeldOut({}, "", "drop")
 
@@ -89,6 +91,22 @@ def test_a_source_sentence_is_stored_once_for_all_languages(tokenizer: BertToken
     # Languages in another order number the sentences in another way, whatever the cache has.
     again = corpus.read_pairs("parallel", ["de", "it"], config, (Encoder(tokenizer), None), NOTHING)
     assert {code: of.tolist() for code, of in again.source_of.items()} == {"de": [0, 1], "it": [2, 1, 2]}
+
+
+def test_pairs_that_lose_their_end_are_counted(tokenizer: BertTokenizerFast, tiny_model: Path, tmp_path: Path) -> None:
+    sizes = [(3, 3), (6, 7), (6, 8), (14, 1), (1, 15), (2, 2)]  # letters of both sides; 16 tokens fit
+    write_rows(tmp_path / "p.it.jsonl.gz", [{"en": "a" * en, "it": "b" * it} for en, it in sizes])
+    write_rows(tmp_path / "v.it.jsonl.gz", [{"en": "a", "it": "b"}, {"en": "c", "it": "d"}])
+    config = CorpusConfig(
+        parallel=f"{tmp_path}/p.{{language}}.jsonl.gz", parallel_validation=f"{tmp_path}/v.{{language}}.jsonl.gz"
+    )
+    frame, teacher = Frame.of(tokenizer, 16, MaskingConfig()), Teacher(str(tiny_model), 16, use_cpu=True)
+    for objective, cut in (("tlm", 3), ("distil", 1)):
+        told = teacher if objective == "distil" else None
+        asked = material.plan(objective, ["en", "it"], config, "teacher" if told else None, 1)
+        figures = material.read(asked, tokenizer, frame, told).figures["languages"]["it"]
+        assert figures["cut_pairs"] == cut
+        assert f"6 pairs · {cut} of them cut at max_length" in report._amounts(figures)
 
 
 @pytest.mark.parametrize("objective", ["mlm", "tlm"])

@@ -226,9 +226,16 @@ class _Gathering:
             for name in ("words", "unknown"):  # of the documents too, where there are any
                 figures[name] = figures.get(name, 0) + found[name]
             figures |= {"pairs": len(chosen[code]), "dropped_pairs": found["dropped"]}
+            figures["cut_pairs"] = self._too_long(train, code, chosen[code])
         source = train.figures["source"]
         corpus.check_unknown(self.data.source_language, source["words"], source["unknown"], "the vocabulary")
         self.figures["source_sentences"] = source["sentences"]
+
+    def _too_long(self, train: Pairs, code: str, numbers: np.ndarray) -> int:
+        """Count the pairs that lose their end: side by side for tlm, else each text alone."""
+        first, second = train.source.lengths[train.source_of[code][numbers]], train.target[code].lengths[numbers]
+        length = first + second + 3 if "tlm" in self.asked.kinds else np.maximum(first, second) + 2
+        return int((length > self.frame.max_length).sum())
 
     def _count(self, rows: Rows, learnt: np.ndarray) -> None:
         """Count the tokens of the rows that are learnt from; what is held out has no say in the cheap system."""

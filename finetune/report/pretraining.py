@@ -75,6 +75,8 @@ def _amounts(told: Mapping[str, Any]) -> str:
         parts.append(count(told["tokens"], "token"))
     if "pairs" in told:
         parts.append(count(told["pairs"], "pair"))
+    if told.get("cut_pairs"):
+        parts.append(f"{told['cut_pairs']:,} of them cut at max_length")
     if told.get("words"):
         parts.append(f"{100 * told['unknown'] / told['words']:.2f} % of the words unknown")
     dropped = told.get("dropped", 0) + told.get("dropped_pairs", 0)
