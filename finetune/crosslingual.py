@@ -296,6 +296,7 @@ def _average(cells: Mapping[str, Cell], scores: Mapping[str, Any], parallel: Seq
     of_cells = [scores[language] for language in cells]
     found = {name: {"value": float(np.mean([score[name]["value"] for score in of_cells]))} for name in AVERAGED}
     together = [language for language in cells if language in parallel]
+    together = together if len(together) > 1 else []  # of one language alone the interval is that of its cell
     alone = [scores[language]["accuracy"] for language in cells if language not in together]
     parts = [(1, score["value"], score["low"], score["high"]) for score in alone]
     if together:

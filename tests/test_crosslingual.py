@@ -273,6 +273,15 @@ def test_parallel_rows_do_not_count_as_more_rows_and_independent_ones_do() -> No
     assert widths["three of four"] == pytest.approx((alone["high"] - alone["low"]) * 10**0.5 / 4, rel=0.1)
 
 
+def test_the_average_of_one_language_is_its_own_cell() -> None:
+    cells: dict[str, Cell] = {"en": [RIGHT], "it": [RIGHT]}
+    groups = crosslingual.language_groups(list(cells), ["en"])
+    found = averaged(cells, groups, ["en", "it"])["without_training"]["accuracy"]
+    alone = evaluation.score(RIGHT)["accuracy"]
+    assert found == pytest.approx({name: alone[name] for name in ("value", "low", "high")})
+    assert found["low"] < 0.7  # not the bootstrap's, which has no width at a perfect score
+
+
 def test_each_two_parallel_languages_are_compared_on_their_common_rows() -> None:
     cells = {"en": [RIGHT], "it": [HALF], "de": [MOSTLY]}
     found = crosslingual.between_languages(cells, ["en", "it", "de"])
