@@ -179,7 +179,8 @@ def correlations(figures: Mapping[str, Mapping[str, Any]], gaps: Mapping[str, fl
 
 def _caution(languages: int) -> str:
     if languages < 3:
-        return f"{languages} languages have a gap: too few for a correlation"
+        have = "1 language has" if languages == 1 else f"{languages} languages have"
+        return f"{have} a gap: too few for a correlation"
     if languages < FEW_LANGUAGES:
         return f"{languages} languages are few: read these correlations as a hint where to look, not as a cause"
     return f"{languages} languages; a correlation is no cause"

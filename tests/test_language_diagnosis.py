@@ -114,6 +114,7 @@ def test_two_languages_have_no_correlation() -> None:
         "n": 2,
         "note": "2 languages have a gap: too few for a correlation",
     }
+    assert correlations(figures, {"a": 0.1})["note"] == "1 language has a gap: too few for a correlation"
 
 
 class Identifier:
