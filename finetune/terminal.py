@@ -69,6 +69,8 @@ def difference(comparison: Mapping[str, Any]) -> str:
     """Return a comparison's difference with its interval in points of its metric: `+2.3 points of chrf [1.3, 3.4]`."""
     if comparison["metric"] in {"loss", "perplexity"}:  # positive is better: lower by so much
         value, low, high = (comparison[key] for key in ("difference", "low", "high"))
+        if value < 0:
+            return f"{comparison['metric']} higher by {-value:.3f} [{-high:.3f}, {-low:.3f}]"
         return f"{comparison['metric']} lower by {value:.3f} [{low:.3f}, {high:.3f}]"
     scale = 1 if is_percentage(comparison["metric"]) else 100
     value, low, high = (scale * comparison[key] for key in ("difference", "low", "high"))

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from finetune.report.card import model_card
 from finetune.report.matrix import heat_map_lines
 from finetune.report.text import comparison_lines, results_lines, verdict_text
-from finetune.terminal import HEAD_WIDTH, count, duration, interval, line, p_value, points, size
+from finetune.terminal import HEAD_WIDTH, count, difference, duration, interval, line, p_value, points, size
 
 SECRET = "hf_" + "aB3" * 12
 
@@ -73,6 +73,13 @@ def test_each_verdict_has_the_same_form_place_and_size(
     shown = results_lines(changed, "runs/x")
     assert shown[0].startswith("test      accuracy 0.")
     assert shown[1].startswith(f"verdict   {opening}")
+
+
+def test_a_loss_is_said_to_be_lower_or_higher() -> None:
+    better = {"metric": "loss", "difference": 0.5, "low": 0.4, "high": 0.7}
+    assert difference(better) == "loss lower by 0.500 [0.400, 0.700]"
+    worse = {"metric": "loss", "difference": -0.5, "low": -0.7, "high": 0.1}
+    assert difference(worse) == "loss higher by 0.500 [-0.100, 0.700]"
 
 
 def test_a_baseline_that_cost_nothing_is_no_divisor(results: dict[str, Any]) -> None:
