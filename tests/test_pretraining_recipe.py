@@ -229,6 +229,13 @@ def parallel(texts: Path) -> str:
         (["mono", "train_languages=[en,it]", "objective=mlm+tlm"], 2, ["needs data.parallel=FILE"]),
         (["parallel", "train_languages=[en,it]", "objective=distil"], 2, ["needs teacher=NAME"]),
         (["parallel", "train_languages=[en]", "objective=tlm"], 2, ["train_languages names none"]),
+        (["mono", "train_languages=[en]", "teacher=minilm"], 2, ["teacher=minilm is for objective=distil"]),
+        (
+            ["parallel", "train_languages=[en,it]", "objective=tlm", "data.test=a.txt"],
+            2,
+            ["data.test=a.txt is for obj"],
+        ),
+        (["mono", "train_languages=[en]", "data.parallel_validation=a.csv"], 2, ["objective=tlm or distil, and this"]),
         (["mono", "train_languages=[en]", "vocabulary.train=false"], 2, ["needs a model whose vocabulary is taken"]),
         (["mono", "train_languages=[en]", "network.num_attention_heads=5"], 2, ["is no multiple of"]),
         (["mono", "train_languages=[en]", "train.metric_for_best_model=bleu"], 2, ["no such score"]),

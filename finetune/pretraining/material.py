@@ -9,7 +9,7 @@ from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.batching import Examples
-from finetune.data.columns import as_list
+from finetune.data.columns import Files, as_list
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.pretraining import corpus, examples
 from finetune.pretraining.alignment import expected_counts
@@ -85,6 +85,17 @@ def plan(objective: str, languages: Sequence[str], data: CorpusConfig, teacher: 
             raise UserError(Exit.USAGE, f"{what}\ngive mlm, tlm or distil, or several joined by +, e.g. mlm+tlm")
     if len(set(kinds)) < len(kinds):
         raise UserError(Exit.USAGE, f"objective={objective} names a part twice; name each once")
+    _check_given(kinds, data, teacher)
+    asked = Plan(kinds, corpus.check_languages(languages, data), data, seed)
+    if {"tlm", "distil"} & set(kinds) and not asked.partners:
+        what = f"data.parallel pairs {data.source_language} with other languages, and train_languages names none"
+        raise UserError(Exit.USAGE, f"{what}; give e.g. train_languages=[{data.source_language},it]")
+    return asked
+
+
+def _check_given(kinds: Sequence[str], data: CorpusConfig, teacher: str | None) -> None:
+    """Refuse an objective without what it reads, and what none of its parts reads."""
+    objective = "+".join(kinds)
     for needs, name, given in (
         ({"mlm"}, "data.train=FILE", data.train),
         ({"tlm", "distil"}, "data.parallel=FILE", data.parallel),
@@ -92,13 +103,17 @@ def plan(objective: str, languages: Sequence[str], data: CorpusConfig, teacher: 
     ):
         if needs & set(kinds) and not given:
             raise UserError(Exit.USAGE, f"objective={objective} needs {name}: give it, or another objective")
-    if teacher is not None and "distil" not in kinds:
-        raise UserError(Exit.USAGE, f"teacher={teacher} is for objective=distil; leave it out, or add +distil")
-    asked = Plan(kinds, corpus.check_languages(languages, data), data, seed)
-    if {"tlm", "distil"} & set(kinds) and not asked.partners:
-        what = f"data.parallel pairs {data.source_language} with other languages, and train_languages names none"
-        raise UserError(Exit.USAGE, f"{what}; give e.g. train_languages=[{data.source_language},it]")
-    return asked
+    settings: list[tuple[set[str], str, Files]] = [
+        ({"distil"}, "teacher", teacher),
+        ({"mlm"}, "data.validation", data.validation),
+        ({"mlm"}, "data.test", data.test),
+        ({"tlm", "distil"}, "data.parallel_validation", data.parallel_validation),
+    ]
+    for reads, setting, value in settings:
+        if value and not reads & set(kinds):
+            for_which = " or ".join(kind for kind in KINDS if kind in reads)
+            what = f"{setting}={', '.join(as_list(value))} is for objective={for_which}, and this one is {objective}"
+            raise UserError(Exit.USAGE, f"{what}; leave it out, or add it: +{for_which.split()[0]}")
 
 
 def read(asked: Plan, tokenizer: PreTrainedTokenizerBase, frame: Frame, teacher: Teacher | None) -> Material:
