@@ -103,6 +103,9 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
+    if patterns.is_pattern(data):
+        what = f"--data {data} is a pattern of several languages, and evaluate scores one file"
+        raise UserError(Exit.USAGE, f"{what}; give one, or: finetune crosslingual {run} --data '{data}'")
     split = _read("test", data, config.data)
     left_out = 0
     if drop_leaked:

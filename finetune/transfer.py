@@ -1,8 +1,7 @@
 """Methods that may help a classifier in languages that it was not trained on; each works alone.
 
-Centring moves the mean vector of a language onto that of the training languages, self-training adds texts that the
-model itself labelled, and pooled validation chooses the epoch by several languages. Not training the word embeddings is
-`finetune.optim.freeze`'s.
+Centring moves the mean vector of a language onto that of the training languages; self-training adds texts that the
+model itself labelled. Not training the word embeddings is `finetune.optim.freeze`'s.
 """
 
 import hashlib
@@ -19,13 +18,12 @@ import torch
 from datasets.table import InMemoryTable
 from torch import Tensor, nn
 
-from finetune import classifier, evaluation
+from finetune import classifier
 from finetune.classifier import Classifier
 from finetune.data.check import leaks
 from finetune.data.columns import LabelMap, Split
 from finetune.data.encode import Encoded
 from finetune.errors import Exit, UserError
-from finetune.evaluation import Predictions
 from finetune.trainer import TrainConfig
 
 Place = Literal["cls", "pooled"]
@@ -153,19 +151,6 @@ def confident(probabilities: np.ndarray, threshold: float) -> np.ndarray:
     most = min(map(len, of_label), default=0)
     chosen = [rows[np.argsort(-sure[rows], kind="stable")[:most]] for rows in of_label]
     return np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
-
-
-# Pooled validation
-
-
-def mean_over_languages(together: Predictions, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Return each metric as the mean over languages, so that each counts alike whatever its rows.
-
-    `together` has the rows of one language after the other, `sizes` how many of each. The epoch that English likes best
-    is often a poor one for other languages (Keung et al. 2020).
-    """
-    scores = [evaluation.values(part) for part in evaluation.cut(together, sizes).values()]
-    return {name: float(np.mean([of[name] for of in scores])) for name in scores[0]}
 
 
 def _reader(parts: Classifier, place: Place) -> nn.Module:

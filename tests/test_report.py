@@ -87,6 +87,11 @@ def test_a_baseline_that_cost_nothing_is_no_divisor(results: dict[str, Any]) -> 
     assert "times as long" not in verdict_text(results)
 
 
+def test_a_model_that_was_faster_than_the_baseline_is_said_to_be(results: dict[str, Any]) -> None:
+    results["baseline"]["seconds"]["train"] = 3 * results["seconds"]["train"]
+    assert "It was 3 times as fast to train (" in verdict_text(results)
+
+
 def test_the_verdict_names_what_it_was_judged_on(results: dict[str, Any]) -> None:
     results["diagnostics"]["judged_on"] = "validation"
     assert results_lines(results, "runs/x")[0].startswith("validation accuracy 0.")

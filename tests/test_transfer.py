@@ -12,12 +12,11 @@ from calling import write_csv
 from conftest import TOPICS, toy_rows
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from finetune import baselines, classifier, evaluation, transfer
+from finetune import baselines, classifier, transfer
 from finetune.classifier import Classifier
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, read_split
 from finetune.data.encode import Encoded, encode
 from finetune.errors import Exit, UserError
-from finetune.evaluation import Predictions
 from finetune.trainer import TrainConfig
 
 LABELS = LabelMap(tuple(sorted(TOPICS)))
@@ -206,32 +205,3 @@ def test_a_model_that_is_sure_of_nothing_is_told_so(tmp_path: Path) -> None:
             source, {"it": source}, [], lambda _: lambda split: np.full((len(split), 3), 1 / 3), LABELS, 0.9
         )
     assert caught.value.code == Exit.USAGE
-
-
-# Pooled validation
-
-
-def answers(rows: int, share: float) -> Predictions:
-    gold = np.arange(rows) % 3
-    predicted = np.where(np.arange(rows) < share * rows, gold, (gold + 1) % 3)
-    probabilities = np.full((rows, 3), 0.1)
-    probabilities[np.arange(rows), predicted] = 0.8
-    return Predictions([f"{rows}:{row}" for row in range(rows)], gold, predicted, probabilities, LABELS.names)
-
-
-def test_each_language_counts_alike_in_pooled_validation_whatever_its_rows() -> None:
-    large, small = answers(90, 1.0), answers(9, 0.0)
-    together = Predictions(
-        ids=[*large.ids, *small.ids],
-        gold=np.concatenate([large.gold, small.gold]),
-        predicted=np.concatenate([large.predicted, small.predicted]),
-        probabilities=np.concatenate([large.probabilities, small.probabilities]),
-        labels=LABELS.names,
-    )
-    found = transfer.mean_over_languages(together, {"en": 90, "it": 9})
-    alone = [evaluation.values(one) for one in (large, small)]
-    assert found["accuracy"] == 0.5
-    assert found == pytest.approx({name: (alone[0][name] + alone[1][name]) / 2 for name in found})
-    assert evaluation.values(together)["accuracy"] > 0.9
-    with pytest.raises(ValueError, match="99 predictions for 98 rows"):
-        transfer.mean_over_languages(together, {"en": 90, "it": 8})

@@ -64,7 +64,9 @@ def cost_lines(results: Mapping[str, Any]) -> list[str]:
     cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"] / seeds
     told = []
     if cheap > 0.05:
-        told.append(f"It took {dear / cheap:.0f} times as long to train ({duration(dear)} against {duration(cheap)}).")
+        slower = dear >= cheap
+        pace = f"took {dear / cheap:.0f} times as long" if slower else f"was {cheap / dear:.0f} times as fast"
+        told.append(f"It {pace} to train ({duration(dear)} against {duration(cheap)}).")
     pair = results["diagnostics"].get("most_confused")
     if pair:
         told.append(f"The hardest pair: {' / '.join(pair['labels'])}.")
