@@ -70,6 +70,14 @@ def test_an_edited_text_and_another_vocabulary_are_read_anew(tokenizer: BertToke
     assert found.rows[0].tolist() == [len(tokenizer), 3]
 
 
+def test_the_same_bytes_in_another_kind_of_file_are_read_anew(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    for name, expected in (("text.txt", ["textabcd[SEP]"]), ("text.csv", ["ab[SEP]", "cd[SEP]"])):
+        path = tmp_path / name
+        path.write_text("text\nab\ncd\n", encoding="utf-8")
+        found = corpus.read_documents("train", "it", CorpusConfig(train=str(path)), Encoder(tokenizer), NOTHING)
+        assert texts_of(found, tokenizer) == expected
+
+
 def test_a_text_in_another_encoding_is_refused_with_its_line(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("ab\ncaffè\n".encode("latin-1"))

@@ -52,11 +52,20 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Source:
-    """One file or Hub split: its name as the person gave it, the digest of its content, and its rows to come."""
+    """One file or Hub split: its name as the person gave it, the digest of its content, and its rows to come.
+
+    `kind` says how the bytes are read: the suffix of a file, without .gz.
+    """
 
     name: str
     digest: str
     rows: Iterator[Row]
+    kind: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Return what decides the rows: the same bytes are other rows in another kind of file."""
+        return f"{self.digest}{self.kind}"
 
 
 def open_file(file: str, wanted: Wanted) -> Source:
@@ -74,7 +83,7 @@ def open_file(file: str, wanted: Wanted) -> Source:
         reader = _csv_rows
     else:
         reader = _json_rows
-    return Source(file, digest, _explained(file, path, wanted, reader))
+    return Source(file, digest, _explained(file, path, wanted, reader), suffix.removesuffix(".gz"))
 
 
 def is_text(file: str) -> bool:
@@ -88,7 +97,7 @@ def open_text(file: str, wanted: Wanted) -> Source:
     A line ends at a line feed; a carriage return before it is taken off. Raises UserError as `open_file` does.
     """
     path = Path(file).expanduser()
-    return Source(file, _check_sound(file, path, wanted), _explained(file, path, wanted, _text_rows))
+    return Source(file, _check_sound(file, path, wanted), _explained(file, path, wanted, _text_rows), ".txt")
 
 
 def open_hub(name: str, config: str | None, revision: str | None, wanted: Wanted) -> dict[str, Source]:

@@ -136,7 +136,7 @@ def read_held_out(config: CorpusConfig) -> HeldOut:
     digests = []
     for file in as_list(config.held_out):
         source = _texts_of(file, config)
-        digests.append(source.digest)
+        digests.append(source.identity)
         for line, values in source.rows:
             for value in values:
                 if isinstance(value, str) and (key := _fingerprint(value)):
@@ -154,7 +154,7 @@ def read_documents(name: str, language: str, config: CorpusConfig, encoder: Enco
     sources = [open_lines(file, config) for file in files]
     key: dict[str, Any] = {
         "kind": "documents",
-        "files": [source.digest for source in sources],
+        "files": [source.identity for source in sources],
         "tokens": encoder.identity(),
     }
     key |= {"reading": reading(config), "held_out": held.identity}
@@ -180,7 +180,7 @@ def read_pairs(
     files = {code: [file.replace(PLACEHOLDER, code) for file in as_list(getattr(config, name))] for code in languages}
     sources = {code: [open_file(file, _sides(code, config)) for file in files[code]] for code in languages}
     # A list: source sentences are numbered in the order of the languages, and by number some of them are held out.
-    files_of = [[code, [one.digest for one in sources[code]]] for code in languages]
+    files_of = [[code, [one.identity for one in sources[code]]] for code in languages]
     key: dict[str, Any] = {"kind": "pairs", "files": files_of}
     key |= {"tokens": student.identity(), "teacher": None if teacher is None else teacher.identity()}
     key |= {"reading": reading(config), "held_out": held.identity}

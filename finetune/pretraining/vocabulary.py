@@ -48,7 +48,7 @@ def learn(
     `reading` says how the texts were taken from their files. A language with n characters counts in proportion to
     n ** exponent (Devlin's notes on multilingual BERT: 0.7): the lines of the smaller ones are given several times.
     """
-    digests = {code: [source.digest for source in sources] for code, sources in texts.items()}
+    digests = {code: [source.identity for source in sources] for code, sources in texts.items()}
     settings = to_tree(config) | {"train": True}
     key = {"kind": "vocabulary", "texts": digests, "reading": reading, "settings": settings, "exponent": exponent}
 
