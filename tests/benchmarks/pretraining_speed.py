@@ -126,7 +126,7 @@ def multiplications(vocab_size: int, max_length: int) -> float:
     return 6.0 * (SHAPE.num_hidden_layers * layer + 0.15 * (wide * wide + wide * vocab_size))
 
 
-def matmul_rate(size: int = 1_024, repeats: int = 40) -> float:
+def matmul_rate(size: int = 2_048, repeats: int = 20) -> float:
     """Return the most floating point operations a second of processor time of square fp32 matrix products."""
     one, other = torch.randn(size, size), torch.randn(size, size)
     rates = []
