@@ -471,7 +471,7 @@ def test_crosslingual_answers_wrong_input(trained: Path, options: list[str], cod
     assert without.code == Exit.USAGE
     assert "the pattern has no {language}" in without.err
     nothing = call("crosslingual", trained, "--data", f"{trained.parent}/{{language}}.none.csv")
+    assert nothing.code == Exit.NO_INPUT
     one = call("evaluate", trained, "--data", f"{trained.parent}/{{language}}.test.csv")
     assert one.code == Exit.USAGE
     assert f"finetune crosslingual {trained} --data" in one.err
-    assert nothing.code == Exit.NO_INPUT
