@@ -208,6 +208,10 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
     common = [one for one in read[runs[0]].languages if all(one in stored.languages for stored in read.values())]
     if common:
         return _compare_languages(pairs, common)
+    if all(stored.languages for stored in read.values()):
+        scored = "; ".join(f"{name}: {', '.join(stored.languages)}" for name, stored in read.items())
+        what = f"the runs were scored in no language that all of them have ({scored})"
+        raise UserError(Exit.BAD_DATA, f"{what}\ntrain them with the same test_languages, and compare those")
     together = {f"{a}\n{b}": (read[a].seeds, read[b].seeds) for a, b in pairs}
     task = read[runs[0]].task
     if any(stored.task != task for stored in read.values()):

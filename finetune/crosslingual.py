@@ -4,6 +4,7 @@ A row of the matrix is a training set, a column a test language, a cell what the
 row is trained is the recipe's business: `train_rows` gets its function.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -166,12 +167,12 @@ def averages(
     cells: Mapping[str, Cell],
     scores: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
-    parallel: Sequence[str],
+    parallel: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
     """Average over each group of languages whose cells are all there: {group: {"accuracy": ..., "macro_f1": ...}}.
 
-    `scores` are those of the cells. Accuracy has an interval: the same rows are drawn in all the parallel languages,
-    and what that group and the other languages add to its width is independent (Zou and Donner 2008, MOVER).
+    `scores` are those of the cells. Accuracy has an interval: the same rows are drawn in all languages of a parallel
+    set, and what each set and the other languages add to its width is independent (Zou and Donner 2008, MOVER).
     """
     whole = {name: languages for name, languages in groups.items() if set(languages) <= set(cells)}
     return {name: _average(_some(cells, languages), scores, parallel) for name, languages in whole.items()}
@@ -184,8 +185,8 @@ def language_groups(languages: Sequence[str], sources: Sequence[str]) -> dict[st
     return {"all": list(languages), **some}
 
 
-def parallel_languages(cells: Mapping[str, Cell], numbered: Mapping[str, bool]) -> list[str]:
-    """Return the languages whose test sets are the same rows, by id and gold label; fewer than two: none.
+def parallel_languages(cells: Mapping[str, Cell], numbered: Mapping[str, bool]) -> list[list[str]]:
+    """Return the sets of two languages or more whose test sets are the same rows, by id and gold label.
 
     Row numbers in the place of ids (`numbered`) prove nothing.
     """
@@ -194,8 +195,7 @@ def parallel_languages(cells: Mapping[str, Cell], numbered: Mapping[str, bool]) 
         if not numbered[language]:
             group = next((group for group in groups if _same_rows(cells[group[0]][0], cell[0])), None)
             groups.append([language]) if group is None else group.append(language)
-    largest = max(groups, key=len, default=[])
-    return largest if len(largest) > 1 else []
+    return [group for group in groups if len(group) > 1]
 
 
 def consistency(cells: Mapping[str, Cell], numbered: Mapping[str, bool], reference: str) -> dict[str, Any]:
@@ -217,12 +217,12 @@ def agreement(reference: Cell, other: Cell) -> dict[str, float]:
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
-def between_languages(cells: Mapping[str, Cell], parallel: Sequence[str]) -> list[dict[str, Any]]:
-    """Compare each two parallel languages on their common rows: is the model better in one of them?
+def between_languages(cells: Mapping[str, Cell], parallel: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Compare each two languages of a parallel set on their common rows: is the model better in one of them?
 
     The intervals are widened by Holm's procedure over all the pairs.
     """
-    pairs = [(a, b) for place, a in enumerate(parallel) for b in parallel[place + 1 :]]
+    pairs = [pair for together in parallel for pair in itertools.combinations(together, 2)]
     found = evaluation.compare_all({f"{a} {b}": (cells[a], cells[b]) for a, b in pairs})
     return [{"languages": [a, b], **found[f"{a} {b}"]} for a, b in pairs]
 
@@ -292,14 +292,14 @@ def _finish(part: Run, row: Row, trained: Trained) -> None:
     part.drop_weights()
 
 
-def _average(cells: Mapping[str, Cell], scores: Mapping[str, Any], parallel: Sequence[str]) -> dict[str, Any]:
+def _average(cells: Mapping[str, Cell], scores: Mapping[str, Any], parallel: Sequence[Sequence[str]]) -> dict[str, Any]:
     of_cells = [scores[language] for language in cells]
     found = {name: {"value": float(np.mean([score[name]["value"] for score in of_cells]))} for name in AVERAGED}
-    together = [language for language in cells if language in parallel]
-    together = together if len(together) > 1 else []  # of one language alone the interval is that of its cell
-    alone = [scores[language]["accuracy"] for language in cells if language not in together]
+    here = [[language for language in together if language in cells] for together in parallel]
+    here = [together for together in here if len(together) > 1]  # of one language alone the interval is its cell's
+    alone = [scores[language]["accuracy"] for language in cells if not any(language in together for together in here)]
     parts = [(1, score["value"], score["low"], score["high"]) for score in alone]
-    if together:
+    for together in here:
         first = cells[together[0]][0].ids
         interval = _mean_interval(np.mean([_right(cells[language], first) for language in together], axis=0))
         parts.append((len(together), interval.value, interval.low, interval.high))

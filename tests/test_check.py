@@ -56,6 +56,16 @@ def test_rows_left_out_are_counted(tmp_path: Path) -> None:
     assert "2 rows of" in found(findings, "empty")
 
 
+@pytest.mark.parametrize("text", ["it\\u2019s", "caf\\xe9", "bread &amp; butter", "it&#39;s"])
+def test_characters_that_were_written_as_escapes_are_told(tmp_path: Path, text: str) -> None:
+    findings = examine(tmp_path, [*clean(90), (text, "a")], clean(600, seed=1))
+    assert "train: 1 text has escapes in the place of characters (1.1 %), e.g. train.csv:92" in found(
+        findings, "escapes"
+    )
+    ordinary = examine(tmp_path, [*clean(90), ("C:\\users\\new AT&T; R&D \\usepackage", "a")], clean(600, seed=1))
+    assert not [finding for finding in ordinary if finding.check == "escapes"]
+
+
 def test_repeated_texts_and_conflicting_labels_are_shown_with_both_places(tmp_path: Path) -> None:
     rows = [*clean(30), ("Give me my money back", "a"), ("give me  my money back", "b")]
     findings = examine(tmp_path, rows, clean(600, seed=1))

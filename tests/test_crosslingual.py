@@ -203,11 +203,13 @@ def test_the_same_rows_in_two_languages_are_parallel_whatever_their_order() -> N
     backwards = said(MOSTLY.predicted[::-1].tolist(), GOLD[::-1], MOSTLY.ids[::-1])
     cells = {"en": [RIGHT], "it": [backwards], "de": [said([0] * 8, ids=[f"x{row}" for row in range(8)])]}
     none = dict.fromkeys(cells, False)
-    assert crosslingual.parallel_languages(cells, none) == ["en", "it"]
+    assert crosslingual.parallel_languages(cells, none) == [["en", "it"]]
     assert crosslingual.parallel_languages(cells, {**none, "it": True}) == []  # row numbers are no ids
     relabelled = {**cells, "it": [said([0] * 8, [1, *GOLD[1:]])]}
     assert crosslingual.parallel_languages(relabelled, none) == []
     assert crosslingual.parallel_languages({**cells, "it": [said(GOLD[:7], GOLD[:7])]}, none) == []
+    two_sets = {**cells, "es": cells["de"]}
+    assert crosslingual.parallel_languages(two_sets, dict.fromkeys(two_sets, False)) == [["en", "it"], ["de", "es"]]
 
 
 def test_consistency_is_the_share_of_rows_with_the_same_prediction_right_or_wrong() -> None:
@@ -235,7 +237,7 @@ def test_a_row_of_several_labels_is_consistent_where_the_whole_set_is() -> None:
     assert found["it"]["value"] == 0.75
 
 
-def averaged(cells: dict[str, Cell], groups: dict[str, list[str]], parallel: list[str]) -> dict[str, Any]:
+def averaged(cells: dict[str, Cell], groups: dict[str, list[str]], parallel: list[list[str]]) -> dict[str, Any]:
     scores = crosslingual.score_matrix({"en": cells})["en"]
     return crosslingual.averages(cells, scores, groups, parallel)
 
@@ -263,20 +265,22 @@ def test_parallel_rows_do_not_count_as_more_rows_and_independent_ones_do() -> No
     widths = {
         name: found["all"]["accuracy"]["high"] - found["all"]["accuracy"]["low"]
         for name, found in (
-            ("parallel", averaged(cells, groups, list(cells))),
+            ("parallel", averaged(cells, groups, [list(cells)])),
             ("independent", averaged(cells, groups, [])),
-            ("three of four", averaged(cells, groups, ["en", "de", "es"])),
+            ("three of four", averaged(cells, groups, [["en", "de", "es"]])),
+            ("two and two", averaged(cells, groups, [["en", "de"], ["it", "es"]])),
         )
     }
     assert widths["parallel"] == pytest.approx(alone["high"] - alone["low"], rel=0.1)
     assert widths["independent"] == pytest.approx((alone["high"] - alone["low"]) / 2, rel=0.1)
+    assert widths["two and two"] == pytest.approx((alone["high"] - alone["low"]) * 8**0.5 / 4, rel=0.1)
     assert widths["three of four"] == pytest.approx((alone["high"] - alone["low"]) * 10**0.5 / 4, rel=0.1)
 
 
 def test_the_average_of_one_language_is_its_own_cell() -> None:
     cells: dict[str, Cell] = {"en": [RIGHT], "it": [RIGHT]}
     groups = crosslingual.language_groups(list(cells), ["en"])
-    found = averaged(cells, groups, ["en", "it"])["without_training"]["accuracy"]
+    found = averaged(cells, groups, [["en", "it"]])["without_training"]["accuracy"]
     alone = evaluation.score(RIGHT)["accuracy"]
     assert found == pytest.approx({name: alone[name] for name in ("value", "low", "high")})
     assert found["low"] < 0.7  # not the bootstrap's, which has no width at a perfect score
@@ -284,11 +288,13 @@ def test_the_average_of_one_language_is_its_own_cell() -> None:
 
 def test_each_two_parallel_languages_are_compared_on_their_common_rows() -> None:
     cells = {"en": [RIGHT], "it": [HALF], "de": [MOSTLY]}
-    found = crosslingual.between_languages(cells, ["en", "it", "de"])
+    found = crosslingual.between_languages(cells, [["en", "it", "de"]])
     assert [one["languages"] for one in found] == [["en", "it"], ["en", "de"], ["it", "de"]]
     assert [one["difference"] for one in found] == pytest.approx([0.5, 1 / 8, -3 / 8])
     assert found[0]["p_value"] == pytest.approx(2 * 0.5**4)
     assert crosslingual.between_languages(cells, []) == []
+    apart = crosslingual.between_languages({**cells, "es": [HALF]}, [["en", "it"], ["de", "es"]])
+    assert [one["languages"] for one in apart] == [["en", "it"], ["de", "es"]]
 
 
 def test_each_language_is_compared_with_the_baseline_in_the_same_language() -> None:

@@ -102,7 +102,7 @@ def test_parallel_test_sets_give_consistency_averages_and_tests_between_language
     told = results_of(trained)["diagnostics"]
     rows = {code: read_jsonl(trained / "predictions" / f"test.{code}.jsonl") for code in ("en", "it", "de")}
     same = np.mean([a["predicted"] == b["predicted"] for a, b in zip(rows["en"], rows["de"], strict=True)])
-    assert told["parallel_languages"] == ["en", "it", "de"]
+    assert told["parallel_languages"] == [["en", "it", "de"]]
     assert list(told["consistency"]) == ["it", "de"]
     assert told["consistency"]["de"]["value"] == pytest.approx(same)
     assert [one["languages"] for one in told["between_languages"]] == [["en", "it"], ["en", "de"], ["it", "de"]]
@@ -256,6 +256,18 @@ def test_two_runs_are_compared_in_each_language(trained: Path, full: Path, tiny_
     assert alone.code == 0
     (one,) = done("compare", trained, tmp_path / "alone", "--json").json  # only the training language is common
     assert "language" not in one
+
+
+def test_runs_without_a_language_in_common_are_not_compared(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+    other = train(tmp_path, tiny_model, "test_languages=[de]", files=files_in(tmp_path, "de.test"))
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    results = results_of(copy)
+    results["languages"] = {"it": results["languages"]["it"]}
+    (copy / "results.json").write_text(json.dumps(results))
+    outcome = call("compare", copy, other)
+    assert outcome.code == Exit.BAD_DATA
+    assert "scored in no language that all of them have" in outcome.err
+    assert "copy: it;" in outcome.err
 
 
 def en_files(folder: Path) -> list[str]:
@@ -436,6 +448,9 @@ def test_texts_of_a_test_language_that_stand_in_its_training_file_are_told_and_c
     assert outcome.code == Exit.BAD_DATA
     assert "3 it test texts also in train (12.5 %)" in outcome.err
     assert "warning   3 it test texts" in done("train", "mbert_crosslingual", *arguments, "--dry-run").err
+    write_csv(tmp_path / "it.validation.csv", [*toy_rows(8, 1), *toy_rows(48, 0)[:2]])
+    outcome = done("train", "mbert_crosslingual", *arguments, "--dry-run")
+    assert "2 it validation texts also in train (20.0 %)" in outcome.err
 
 
 def test_a_pattern_without_the_language_is_refused(tiny_model: Path, tmp_path: Path) -> None:

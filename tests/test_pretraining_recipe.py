@@ -180,7 +180,8 @@ def test_a_pretraining_is_not_scored_in_other_languages(masked_run: Ended, tmp_p
 
 
 def test_a_student_meets_its_teacher_and_finds_translations(distilled_run: Ended) -> None:
-    _, results = distilled_run
+    run, results = distilled_run
+    assert "sentences: it " in (run / "train.log").read_text(encoding="utf-8")
     assert results["task"] == "translation distillation"
     assert results["comparison"]["metric"] == "accuracy"
     names = [system["name"] for system in results["baselines"]]
@@ -289,6 +290,21 @@ def test_text_of_less_than_one_block_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("a cat\nthe dog\n", encoding="utf-8")
     outcome = call(*RECIPE, *SMALL, f"data.train={tmp_path}/short.txt", f"output_dir={tmp_path}/run")
     assert "is one document, so none can be held out" in outcome.err
+
+
+def test_texts_for_the_vocabulary_alone_are_said_to_be_and_those_for_nothing_refused(
+    texts: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    both = [*RECIPE, *SMALL, mono(texts), parallel(texts), "train_languages=[en,it]", f"output_dir={tmp_path}/run"]
+    outcome = call(*both, "--dry-run")
+    assert "data.parallel: for the vocabulary alone; objective=mlm does not read it" in outcome.err
+    outcome = call(*both, "objective=tlm", "--dry-run")
+    assert "data.train: for the vocabulary alone; objective=tlm does not read it" in outcome.err
+    outcome = call(*both, f"model={tiny_model}")
+    assert outcome.code == 2
+    assert "objective=mlm does not read data.parallel, and the vocabulary is the model's own" in outcome.err
+    outcome = call(*both, "objective=mlm+tlm", "--dry-run")
+    assert "vocabulary alone" not in outcome.err
 
 
 def test_teacher_and_student_of_different_widths_are_refused(texts: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ TELLING_COVERAGE = 0.2
 RARE = 10
 SHOWN = 3
 TEXTS = ("text", "text_pair", "source")  # what counts as the text of a row
+ESCAPED = re.compile(r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|&(?:amp|lt|gt|quot|nbsp|#\d{2,6}|#x[0-9a-fA-F]{2,6});")
 Level = Literal["good", "warning", "failure"]
 
 
@@ -53,6 +55,7 @@ def check(
     keys = {name: _Keys.of(split) for name, split in splits.items()}
     findings = [_rows(splits)]
     findings += [finding for split in splits.values() if (finding := _skipped(split))]
+    findings += [finding for split in splits.values() if (finding := _escaped(split))]
     repeated = [finding for name, split in splits.items() for finding in _duplicates(split, keys[name])]
     findings += repeated or [Finding("good", "duplicates", f"no text stands twice in {', '.join(splits)}")]
     train = splits.get("train")
@@ -133,6 +136,22 @@ def _skipped(split: Split) -> Finding | None:
         return None
     message = f"{_count(split.skipped, 'row', 'rows')} of {', '.join(split.files)} left out: no text or no label"
     return Finding("warning", "empty", message, "mend them, or see which: data.on_empty=error")
+
+
+def _escaped(split: Split) -> Finding | None:
+    """Look for characters that a program wrote as escapes or entities and nobody read back."""
+    found, example = 0, ""
+    for row, parts in enumerate(parts for texts in _columns(split) for parts in zip(*texts, strict=True)):
+        match = next((match for text in parts if (match := ESCAPED.search(text))), None)
+        if match is not None:
+            found, example = found + 1, example or f"{split.where(row)} {match[0]}"
+    if not found:
+        return None
+    rows = _count(found, "text has", "texts have")
+    message = f"{split.name}: {rows} escapes in the place of characters ({_share(found, len(split))}), e.g. {example}"
+    return Finding(
+        "warning", "escapes", message, "read them back, e.g. json.loads or html.unescape, and write the file anew"
+    )
 
 
 def _duplicates(split: Split, keys: _Keys) -> list[Finding]:

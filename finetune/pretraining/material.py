@@ -45,6 +45,13 @@ class Plan:
         return self.seed if self.data.validation_seed is None else self.data.validation_seed
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Return the settings of texts that no part of the objective reads: the vocabulary may be learnt from them."""
+        train = self.data.train and "mlm" not in self.kinds
+        parallel = self.data.parallel and not {"tlm", "distil"} & set(self.kinds)
+        return tuple(name for name, idle in (("data.train", train), ("data.parallel", parallel)) if idle)
+
+    @property
     def main(self) -> str:
         """Return the kind by which the run is judged."""
         return next(kind for kind in KINDS if kind in self.kinds)
@@ -302,6 +309,7 @@ class _Gathering:
         assert pairs.teacher is not None
         _, first = np.unique(pairs.source_of[code][numbers], return_index=True)
         numbers = numbers[np.sort(first)][: corpus.MOST_HELD_OUT]
+        self.figures["languages"][code]["candidates"] = len(numbers)
         of_source = pairs.source_of[code][numbers]
         return Bitext(
             language=code,

@@ -75,6 +75,11 @@ def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeCo
     if words.embeddings == "aligned" and (own is None or not learns):
         what = "vocabulary.embeddings=aligned is for a new vocabulary in a model's body"
         raise UserError(Exit.USAGE, f"{what}; give model=NAME and vocabulary.train=true, or leave it out")
+    if not learns and asked.unread:
+        what = (
+            f"objective={'+'.join(asked.kinds)} does not read {asked.unread[0]}, and the vocabulary is the model's own"
+        )
+        raise UserError(Exit.USAGE, f"{what}; leave it out, or add to the objective what reads it")
     if learns:
         held = corpus.read_held_out(asked.data)
         texts = corpus.texts_for_vocabulary(asked.languages, asked.data, held)

@@ -64,9 +64,10 @@ def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
     splits = {"train": source.train, "validation": source.validation, "test": corpus.together("test", corpus.tests)}
     found = opening.say_data(run, config, splits, corpus.labels)
     for language in [language for language in corpus.targets if language in corpus.train]:
-        leaked = leaks(corpus.train[language], corpus.test[language])
-        found["leaked_rows"][f"{language} test"] = len(leaked)
-        opening.tell_leak(run, config, corpus.test[language], leaked)
+        for kind, splits in (("validation", corpus.validation), ("test", corpus.test)):
+            leaked = leaks(corpus.train[language], splits[language])
+            found["leaked_rows"][f"{language} {kind}"] = len(leaked)
+            opening.tell_leak(run, config, splits[language], leaked)
     sizes = " · ".join(f"{language} {len(split):,}" for language, split in corpus.test.items())
     run.say("", f"train {source.name} · test {sizes}")
     if plan.others:

@@ -48,6 +48,13 @@ def say_material(run: Run, asked: Plan, found: Material) -> dict[str, Any]:
     parts = _held_out(found.figures, asked.data.source_language)
     if parts:
         run.say("", f"validation: {' and '.join(parts)} held out, seed {asked.held_out_seed}")
+    sought = [
+        f"{code} {told['candidates']:,}" for code, told in found.figures["languages"].items() if "candidates" in told
+    ]
+    if sought:
+        run.say("", f"retrieval: each translation's source among so many sentences: {' · '.join(sought)}")
+    for setting in asked.unread:
+        run.say("", f"{setting}: for the vocabulary alone; objective={'+'.join(asked.kinds)} does not read it")
     return dict(found.figures)
 
 
