@@ -13,7 +13,8 @@ from finetune import pretrained
 from finetune.errors import UserError
 from finetune.pretraining import distillation
 from finetune.pretraining.distillation import Teacher, Vectors
-from finetune.pretraining.examples import chunked
+from finetune.pretraining.examples import Frame, chunked
+from finetune.pretraining.masking import MaskingConfig
 from finetune.pretraining.model import Pretrainer, ShapeConfig, auto_learning_rate, from_checkpoint, from_random
 from finetune.pretraining.scoring import nearest
 from finetune.pretraining.stores import Encoder, Rows
@@ -71,13 +72,17 @@ def test_the_loss_of_second_texts_is_a_mean_that_stands_beside_that_of_hidden_to
 
 
 def test_the_distance_is_summed_over_both_vectors_of_each_text_by_weight(model: Pretrainer) -> None:
-    rows = [np.arange(5, 5 + size) for size in (4, 9, 6, 9)]
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(85))]
+    tokenizer = BertTokenizerFast(vocab={name: number for number, name in enumerate(names)})
+    frame, sizes = Frame.of(tokenizer, 16, MaskingConfig()), np.array([4, 9, 6, 9])
+    tokens = np.arange(5, 5 + sizes.sum()) % 30 + 5
     targets = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
-    weights = torch.tensor([2.0, 1.0, 1.0, 3.0])
-    found = model(**chunked(rows, 0, targets, weights))
+    weights = torch.tensor([2.0, 1.0, 4.0, 3.0])
+    found = model(**chunked(tokens, sizes, frame, targets, weights))
     wanted = 0.0
-    for row, target, weight in zip(rows, targets, weights, strict=True):
-        states = model.network.bert(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0]
+    for text, target, weight in zip(np.split(tokens, np.cumsum(sizes)[:-1]), targets, weights, strict=True):
+        row = torch.from_numpy(frame.around(text))[None]
+        states = model.network.bert(input_ids=row).last_hidden_state[0]
         for vector in (states[0], states.mean(dim=0)):
             wanted += float(weight) * float(((vector - target) ** 2).sum().detach())
     assert found.item() == pytest.approx(wanted, rel=1e-5)

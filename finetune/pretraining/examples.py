@@ -12,9 +12,10 @@ from finetune.data.batching import Batch, Examples, cut_by_tokens, pad
 from finetune.errors import Exit, UserError
 from finetune.pretraining.corpus import Documents, Pairs
 from finetune.pretraining.masking import Alphabet, MaskingConfig, mask
+from finetune.pretraining.stores import ranges
 from finetune.pretraining.vocabulary import repeats
 
-CHUNK_TOKENS = {"cpu": 2_048, "cuda": 1 << 16}  # sentences of like length are read together, so many tokens at a time
+CHUNK_TOKENS = {"cpu": 2_048, "cuda": 1 << 14}  # sentences of like length are read together, so many tokens at a time
 CHUNK_ROWS = 4_096
 Vectors = Callable[[np.ndarray], Tensor]
 
@@ -254,16 +255,19 @@ def sentences(
     lengths = np.minimum(pairs.source.lengths[table[first, 1]] + 2, room) + np.add.reduceat(widths, first)
 
     def collate(examples: np.ndarray, random: torch.Generator | None) -> Batch:
-        rows, of_row, weights = [], [], []
-        for place, example in enumerate(examples):
-            group = table[first[example] : last[example]]
-            rows.append(pairs.source[group[0, 1]])
-            rows += [pairs.target[codes[language]][number] for language, number in group[:, 2:]]
-            of_row += [place] * (1 + len(group))
-            weights += [float(len(group)), *([1.0] * len(group))]
-        targets = vectors(table[first[examples], 1])[of_row]  # (rows, dim)
-        tensors = chunked([frame.around(row) for row in rows], frame.pad, targets, torch.tensor(weights))
-        return Batch(tensors, int(sum(last[examples] - first[examples])), examples)
+        counts = last[examples] - first[examples]
+        group, of_pair = table[ranges(first[examples], counts)], np.repeat(np.arange(len(examples)), counts)
+        sources = table[first[examples], 1]
+        texts, of_text, weights = [pairs.source.some(sources, room - 2)], [np.arange(len(examples))], [counts]
+        for language, code in enumerate(codes):
+            mine = group[:, 2] == language
+            texts.append(pairs.target[code].some(group[mine, 3], room - 2))
+            of_text.append(of_pair[mine])
+            weights.append(np.ones(len(of_text[-1]), dtype=np.int64))
+        tokens, sizes = (np.concatenate(side) for side in zip(*texts, strict=True))
+        targets = vectors(sources)[np.concatenate(of_text)]  # (texts, dim)
+        tensors = chunked(tokens, sizes, frame, targets, torch.from_numpy(np.concatenate(weights)).float())
+        return Batch(tensors, int(counts.sum()), examples)
 
     def name(example: int) -> str:
         _, _, language, number = table[first[example]]
@@ -272,18 +276,24 @@ def sentences(
     return Part("distil", lengths, collate, name, np.array(codes)[table[first, 2]], table[first, 1])
 
 
-def chunked(rows: Sequence[np.ndarray], pad_token: int, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Cut rows, by length, into chunks of little padding: input_ids.N, attention_mask.N, targets.N and weights.N."""
-    lengths = np.array([len(row) for row in rows])
-    order = np.argsort(lengths, kind="stable")
-    tokens = CHUNK_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+def chunked(tokens: np.ndarray, sizes: np.ndarray, frame: Frame, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Cut texts, by length, into chunks of little padding: input_ids.N, attention_mask.N, targets.N and weights.N.
+
+    `tokens` are those of all texts, one after the other, `sizes`, (texts,), how many each has; a text stands between
+    [CLS] and [SEP].
+    """
+    starts, order = np.cumsum(sizes) - sizes, np.argsort(sizes, kind="stable")
+    budget = CHUNK_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     tensors = {}
-    for number, part in enumerate(cut_by_tokens(order, lengths, tokens, CHUNK_ROWS)):
-        ids = pad([rows[row] for row in part], pad_token)
-        tensors[f"input_ids.{number}"] = ids
-        tensors[f"attention_mask.{number}"] = (
-            torch.arange(ids.shape[1]) < torch.from_numpy(lengths[part])[:, None]
-        ).long()
+    for number, part in enumerate(cut_by_tokens(order, sizes + 2, budget, CHUNK_ROWS)):
+        size = sizes[part, None]
+        steps = np.arange(size.max() + 2)
+        ids = np.full((len(part), len(steps)), frame.pad, dtype=np.int64)
+        ids[:, 0] = frame.cls
+        ids[(steps > 0) & (steps <= size)] = tokens[ranges(starts[part], sizes[part])]
+        ids[steps == size + 1] = frame.sep
+        tensors[f"input_ids.{number}"] = torch.from_numpy(ids)
+        tensors[f"attention_mask.{number}"] = torch.from_numpy((steps <= size + 1).astype(np.int64))
         tensors[f"targets.{number}"], tensors[f"weights.{number}"] = targets[part], weights[part]
     return tensors
 

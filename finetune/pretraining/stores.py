@@ -41,6 +41,11 @@ class Rows:
         """Return the tokens of a row, a view."""
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
 
+    def some(self, rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first `most` tokens of each of some rows, one after the other, and how many of each, (rows,)."""
+        sizes = np.minimum(self.offsets[rows + 1] - self.offsets[rows], most)
+        return self.tokens[ranges(self.offsets[rows], sizes)], sizes
+
     @property
     def lengths(self) -> np.ndarray:
         """Return the number of tokens of each row, (rows,)."""
@@ -54,6 +59,13 @@ class Rows:
         path = folder / f"{name}.tokens"
         empty = path.stat().st_size == 0  # which cannot be mapped
         return cls(np.zeros(0, dtype=kind) if empty else np.memmap(path, dtype=kind, mode="r"), offsets)
+
+
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the numbers from each start on, as many as its size, one range after the other, (sum of sizes,)."""
+    ends = np.cumsum(sizes)
+    numbers: np.ndarray = np.arange(int(sizes.sum())) + np.repeat(starts - (ends - sizes), sizes)
+    return numbers
 
 
 class Writer:
