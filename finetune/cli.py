@@ -18,6 +18,7 @@ HELP = """Fine-tune a text model beside the cheap baseline, and learn with an in
 finetune demo                                   a first run on shipped data
 finetune recipes show bert_classification       every setting of a recipe
 finetune train bert_classification data.train=train.csv data.test=test.csv output_dir=runs/x
+finetune generate runs/g --prompt "..."         go on from a text with a language model
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 recipes_app = typer.Typer(help="List, show or copy recipes.", no_args_is_help=True, rich_markup_mode=None)
@@ -199,6 +200,68 @@ def predict(
     else:
         for row in rows:
             _print(_prediction_line(row))
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="folder of a run that writes, or of its model")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="text to go on from; may come often")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="file of prompts, in place of --prompt")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="longest text")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option("--min-new-tokens", help="shortest text")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0: the most probable token")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="draw among so many tokens; 0: all")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="draw among the tokens with this probability")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="least share of the best token's probability")] = None,
+    typical_p: Annotated[float | None, typer.Option("--typical-p", help="draw among typical tokens")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help="above 1: repeat less")
+    ] = None,
+    no_repeat_ngram_size: Annotated[int | None, typer.Option("--no-repeat-ngram-size", help="0: may repeat")] = None,
+    num_beams: Annotated[int | None, typer.Option("--num-beams", help="search with so many beams")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option("--length-penalty", help="of a search; 0: short texts")
+    ] = None,
+    num_return_sequences: Annotated[int | None, typer.Option("--num-return-sequences", help="texts a prompt")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="end before this text; \\n is a line end")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="of what is drawn")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="print the text as it is written")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on from a prompt with a language model; an empty one begins a new text.
+
+    finetune generate runs/g --prompt "Once upon a time" --max-new-tokens 80 --temperature 0.8 --top-p 0.95
+    finetune generate runs/g --prompt "" --num-return-sequences 3 --seed 1 --json
+    finetune generate runs/g --input prompts.txt --temperature 0
+    """
+    _quiet_environment()
+    from finetune import commands
+
+    if (prompt is None) == (input is None):
+        raise UserError(Exit.USAGE, 'give prompts: --prompt "..." (may be empty), or --input FILE')
+    if stream and as_json:
+        raise UserError(Exit.USAGE, "--stream prints the text itself; leave out --json")
+    given = {
+        "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "min_p": min_p, "typical_p": typical_p, "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size, "num_beams": num_beams, "length_penalty": length_penalty,
+        "num_return_sequences": num_return_sequences,
+    }  # fmt: skip
+    reading = [f"generation.{name}={value}" for name, value in given.items() if value is not None]
+    if stop:
+        reading.append(f"generation.stop_strings={json.dumps([text.replace(chr(92) + 'n', chr(10)) for text in stop])}")
+    reading += [] if seed is None else [f"seed={seed}"]
+    found = commands.generate(run, input if prompt is None else prompt, reading, _print_piece if stream else None)
+    if as_json:
+        return _print_json(found[0] if len(found) == 1 and prompt is not None else found)
+    if stream:
+        return _print("")
+    for row in found:
+        for text in row["texts"]:
+            _print(row["prompt"] + text)
+            if len(found) * len(row["texts"]) > 1:
+                _print("-" * 10)
+    return None
 
 
 @app.command()
@@ -467,6 +530,15 @@ def _prediction_line(row: dict[str, Any]) -> str:
 def _print(text: str) -> None:
     try:
         sys.stdout.write(text + "\n")
+    except BrokenPipeError:
+        _reader_has_left()
+        raise typer.Exit(Exit.OK) from None
+
+
+def _print_piece(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
     except BrokenPipeError:
         _reader_has_left()
         raise typer.Exit(Exit.OK) from None

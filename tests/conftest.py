@@ -78,6 +78,35 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Return a folder that from_pretrained loads: a random GPT-2 (32 dim, 2 layers, 48 positions) and its tokenizer.
+
+    Its weights are ten times as large as usual: greedy texts differ by prompt, and no two tokens are almost as likely.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    end = "<|endoftext|>"
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({entry: number for number, entry in enumerate([end, *letters])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, bos_token=end, pad_token=end, model_max_length=48
+    ).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=257, n_embd=32, n_layer=2, n_head=2, n_positions=48, initializer_range=0.2,
+            bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Let torch work in one thread, so that CPU seconds are seconds."""

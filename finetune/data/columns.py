@@ -313,7 +313,12 @@ def read_splits(config: DataConfig, *, seed: int, need_train: bool = True) -> di
 
 
 def gather_splits(
-    config: DataRules, wanted: Wanted, read: Callable[[str, list[Source]], Split], *, need_train: bool
+    config: DataRules,
+    wanted: Wanted,
+    read: Callable[[str, list[Source]], Split],
+    *,
+    need_train: bool,
+    opened: Callable[[str | list[str], Wanted], list[Source]] = open_files,
 ) -> dict[str, Split]:
     """Open the files of train, validation and test, as far as they are given, and `read` each into a split."""
     given = {"train": config.train, "validation": config.validation, "test": config.test}
@@ -326,7 +331,7 @@ def gather_splits(
     splits: dict[str, Split] = {}
     for name in given:
         if name in files:
-            splits[name] = read(name, open_files(files[name], wanted))
+            splits[name] = read(name, opened(files[name], wanted))
         elif name in hub:
             splits[name] = read(name, [hub[name]])
     return splits

@@ -15,6 +15,7 @@ from finetune.terminal import count, difference, shown
 PIPELINES = {"translation": "translation", "summarization": "summarization"} | dict.fromkeys(
     ("dialogue", "question_answering", "transduction"), "text2text-generation"
 )
+DECODERS = {"language modelling": "text-generation"}
 ENCODERS = {
     "masked language modelling": "fill-mask",
     "translation language modelling": "fill-mask",
@@ -32,7 +33,7 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     name, _, _ = str(config.get("model")).partition("@")  # a revision is no part of the name
     front = ModelCardData(
         library_name="transformers" if "parameters" in results["diagnostics"] else "sklearn",
-        pipeline_tag=(PIPELINES | ENCODERS).get(results["task"], "text-classification"),
+        pipeline_tag=(PIPELINES | ENCODERS | DECODERS).get(results["task"], "text-classification"),
         base_model=name if "/" in name else None,
         tags=["finetune", results["recipe"]],
     )

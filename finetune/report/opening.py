@@ -95,6 +95,12 @@ def say_pairs(run: Run, config: SequenceDataConfig, splits: Mapping[str, Split])
     return _say_splits(run, config, splits) | ({} if config.skip_turns is None else {"skipped_turns": turns})
 
 
+def say_texts(run: Run, config: DataRules, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Tell documents, or prompts with completions, and leaks; return the leaks for the record."""
+    run.say("data", " · ".join(f"{len(split):,} {name}" for name, split in splits.items()))
+    return _say_splits(run, config, splits)
+
+
 def say_vocabularies(
     run: Run, words: Vocabularies, splits: Mapping[str, Split], encoded: Mapping[str, EncodedPairs]
 ) -> dict[str, Any]:

@@ -52,13 +52,15 @@ class Conclusion:
 class Judging:
     """How the predictions of one kind of run are read back, scored and compared, and the score that chooses a seed.
 
-    `score` and the first side of `compare` take the predictions of several seeds; of `chooses` more is better.
+    `score` and the first side of `compare` take the predictions of several seeds; of `chooses` more is better, unless
+    `lower_is_better`.
     """
 
     read: Callable[[list[dict[str, Any]]], Any]
     score: Callable[[Any], dict[str, dict[str, float]]]
     compare: Callable[[Any, Any], dict[str, Any]]
     chooses: str
+    lower_is_better: bool = False
 
 
 def judge(split: Split, targets: np.ndarray, probabilities: np.ndarray, labels: LabelMap) -> Predictions:
@@ -164,7 +166,8 @@ def combined(seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
     if "baseline" in first:
         rows = next(iter(seeds.values())).read_predictions(f"baseline.{judged}")
         results["comparison"] = judging.compare(read[judged], judging.read(rows))
-    chosen = max(each, key=lambda seed: float(each[seed]["scores"]["validation"][judging.chooses]["value"]))
+    sign = -1 if judging.lower_is_better else 1
+    chosen = max(each, key=lambda seed: sign * float(each[seed]["scores"]["validation"][judging.chooses]["value"]))
     results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}
     results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
     if "errors" in of_first:

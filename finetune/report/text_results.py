@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune import text_baselines, text_evaluation, text_metrics
 from finetune.data.columns import Split
-from finetune.report import pretraining
+from finetune.report import language_model, pretraining
 from finetune.report.results import Conclusion, Judging, System, beside, judged_split, of_labels, told
 from finetune.run import Run
 from finetune.text_evaluation import Task, TextPredictions
@@ -77,5 +77,7 @@ def judging_of(results: Mapping[str, Any]) -> Judging:
     """Return how the predictions of a run are judged, from its results."""
     if results["task"] in pretraining.TASKS.values():
         return pretraining.judging(results["task"])
+    if results["task"] == language_model.TASK:
+        return language_model.judging()
     task = task_of(results)
     return of_labels(results["diagnostics"]["labels"]) if task is None else of_texts(task)

@@ -358,9 +358,14 @@ def penalise_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tenso
 
 
 def draw(logits: Tensor, drawn: Tensor, config: SearchConfig) -> Tensor:
-    """Return the token (rows,) at which the cumulative probability passes a uniform number (rows,) from [0, 1)."""
+    """Return a token (rows,) of the likely ones, by a uniform number (rows,) from [0, 1)."""
     logits = (logits - logits.amax(1, keepdim=True)) / config.temperature
-    cumulative = keep_likely(logits, config.top_k, config.top_p).double().softmax(dim=1).cumsum(dim=1)
+    return pick(keep_likely(logits, config.top_k, config.top_p), drawn)
+
+
+def pick(logits: Tensor, drawn: Tensor) -> Tensor:
+    """Return the token (rows,) at which the cumulative probability passes a uniform number (rows,) from [0, 1)."""
+    cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
     return torch.searchsorted(cumulative, drawn[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 

@@ -1,0 +1,258 @@
+"""Writing: as transformers does it, alone as in a batch, by the seed alone, within its rules."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.logits_process import MinPLogitsWarper, TypicalLogitsWarper
+
+from finetune import config as configuration
+from finetune import generation
+from finetune.errors import Exit, UserError
+from finetune.generation import GenerationConfig, Generated, keep_at_least, keep_typical, write
+
+PROMPTS = [[0, 40, 41, 42], [0, 7], [0], [0, 90, 12, 13, 14, 15, 16], [0, 200, 201]]
+
+
+@pytest.fixture(scope="module")
+def network(tiny_gpt2: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_gpt2, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_gpt2: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_gpt2)
+
+
+def run(
+    network: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int = 1
+) -> list[list[Generated]]:
+    return generation.generate(network, prompts, config, 0, seed, decode=lambda tokens: str(list(tokens)))
+
+
+def theirs(network: PreTrainedModel, prompt: list[int], **settings: Any) -> list[list[int]]:
+    found = network.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
+        pad_token_id=0, eos_token_id=0, **settings,
+    )  # fmt: skip
+    rows = [row[len(prompt) :].tolist() for row in found]
+    return [row[: row.index(0)] if 0 in row else row for row in rows]
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}])
+def test_greedy_writes_what_transformers_writes(network: PreTrainedModel, settings: dict[str, Any]) -> None:
+    found = run(network, PROMPTS, GenerationConfig(max_new_tokens=12, temperature=0, **settings))
+    expected = [theirs(network, prompt, max_new_tokens=12, **settings) for prompt in PROMPTS]
+    assert [[list(one.tokens) for one in several] for several in found] == expected
+
+
+@pytest.mark.parametrize(("beams", "penalty"), [(2, 1.0), (4, 0.0), (3, 2.0)])
+def test_a_search_writes_what_transformers_writes(network: PreTrainedModel, beams: int, penalty: float) -> None:
+    often = end_more_often(network)
+    config = GenerationConfig(
+        max_new_tokens=10, num_beams=beams, num_return_sequences=beams, length_penalty=penalty, no_repeat_ngram_size=3
+    )
+    settings = {
+        "max_new_tokens": 10, "num_beams": beams, "num_return_sequences": beams, "length_penalty": penalty,
+        "no_repeat_ngram_size": 3, "early_stopping": False,
+    }  # fmt: skip
+    for model in (network, often):
+        found = run(model, PROMPTS, config)
+        expected = [theirs(model, prompt, **settings) for prompt in PROMPTS]
+        assert [[list(one.tokens) for one in several] for several in found] == expected
+    lengths = {len(one.tokens) for several in run(often, PROMPTS, config) for one in several}
+    assert len(lengths) > 1, "no text ended before the longest length"
+
+
+def end_more_often(network: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with an end-of-text token that is likely: its row of the output layer is that of another one."""
+    often = AutoModelForCausalLM.from_pretrained(network.name_or_path, dtype=torch.float32).eval()
+    often.lm_head.weight = torch.nn.Parameter(often.lm_head.weight.detach().clone())  # no longer that of the inputs
+    with torch.no_grad():
+        often.lm_head.weight[0] = often.lm_head.weight[1:].mean(dim=0) * 2 + often.lm_head.weight[40]
+    return often
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GenerationConfig(max_new_tokens=12, temperature=0),
+        GenerationConfig(max_new_tokens=12, temperature=0, repetition_penalty=1.5, no_repeat_ngram_size=2),
+        GenerationConfig(max_new_tokens=12, num_beams=3, num_return_sequences=2),
+        GenerationConfig(max_new_tokens=12, temperature=0.8, top_k=40, num_return_sequences=3),
+        GenerationConfig(max_new_tokens=12, top_p=0.9, min_p=0.01, typical_p=0.95, repetition_penalty=1.2),
+    ],
+    ids=["greedy", "rules", "beam", "top-k", "all"],
+)
+def test_a_prompt_gives_the_same_text_alone_and_in_any_batch(
+    network: PreTrainedModel, config: GenerationConfig
+) -> None:
+    for model in (network, end_more_often(network)):
+        together = run(model, PROMPTS, config)
+        alone = [run(model, [prompt], config)[0] for prompt in PROMPTS]
+        backwards = run(model, PROMPTS[::-1], config)[::-1]
+        for other in (alone, backwards):
+            assert tokens_of(together) == tokens_of(other)
+            scores = [[one.score for one in several] for several in other]
+            assert [[one.score for one in several] for several in together] == [
+                pytest.approx(row, rel=1e-4) for row in scores
+            ]
+
+
+def tokens_of(found: list[list[Generated]]) -> list[list[tuple[int, ...]]]:
+    return [[one.tokens for one in several] for several in found]
+
+
+def test_samples_are_a_function_of_seed_prompt_and_number(network: PreTrainedModel) -> None:
+    config = GenerationConfig(max_new_tokens=12, num_return_sequences=4)
+    four = tokens_of(run(network, PROMPTS, config))
+    two = tokens_of(run(network, PROMPTS, dataclasses.replace(config, num_return_sequences=2)))
+    assert [several[:2] for several in four] == two
+    assert len({tokens for several in four for tokens in several}) == 4 * len(PROMPTS)
+    assert tokens_of(run(network, PROMPTS, config, seed=2)) != four
+    torch.manual_seed(99)
+    assert tokens_of(run(network, PROMPTS, config)) == four
+
+
+def test_samples_come_as_often_as_they_are_likely(network: PreTrainedModel) -> None:
+    config = GenerationConfig(max_new_tokens=1, num_return_sequences=4_000, temperature=0.7)
+    found = run(network, [[0, 40]], config)[0]
+    with torch.no_grad():
+        expected = (network(torch.tensor([[0, 40]])).logits[0, -1] / 0.7).softmax(0)
+    counts = torch.bincount(torch.tensor([(one.tokens or (0,))[0] for one in found]), minlength=257) / len(found)
+    assert float((counts - expected).abs().max()) < 0.03
+    assert float((counts - expected).abs().sum()) < 0.25
+
+
+def test_a_row_that_has_ended_leaves_the_batch(network: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    step = generation.CausalDecoder.step
+
+    def counted(self: generation.CausalDecoder, tokens: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return step(self, tokens)
+
+    monkeypatch.setattr(generation.CausalDecoder, "step", counted)
+    found = run(end_more_often(network), PROMPTS, GenerationConfig(max_new_tokens=20, num_return_sequences=4))
+    lengths = [len(one.tokens) for several in found for one in several]
+    assert min(lengths) < max(lengths)
+    assert sizes == [sum(length >= time for length in lengths) for time in range(1, len(sizes) + 1)]
+    assert sum(sizes) < 19 * len(lengths)
+
+
+def test_shortest_length_and_ngrams_are_kept_to(network: PreTrainedModel) -> None:
+    often = end_more_often(network)
+    config = GenerationConfig(max_new_tokens=15, min_new_tokens=9, no_repeat_ngram_size=2, num_return_sequences=5)
+    for prompt, several in zip(PROMPTS, run(often, PROMPTS, config), strict=True):
+        for one in several:
+            assert 9 <= len(one.tokens) <= 15
+            text = [*prompt, *one.tokens]
+            pairs = list(zip(text, text[1:], strict=False))
+            assert len(set(pairs)) == len(pairs)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_text_ends_before_a_stop_string(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, beams: int
+) -> None:
+    config = GenerationConfig(max_new_tokens=20, temperature=0, num_beams=beams)
+    (whole,) = write(network, tokenizer, ["a b"], config, 1).texts[0]
+    stop = whole[4:6]
+    written = write(network, tokenizer, ["a b"], dataclasses.replace(config, stop_strings=["\0\0\0", stop]), 1)
+    (short,) = written.texts[0]
+    assert stop not in short
+    if beams == 1:
+        assert short == whole[: whole.index(stop)]
+        assert written.tokens < 20
+
+
+def test_a_stream_is_the_text_in_pieces(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    for stops in ([], ["e", "\ufffd\ufffd"]):
+        config = GenerationConfig(max_new_tokens=30, stop_strings=stops)
+        pieces: list[str] = []
+        (text,) = write(network, tokenizer, ["hello"], config, 3, pieces.append).texts[0]
+        assert "".join(pieces) == text
+    assert len(pieces) >= 1
+
+
+def test_an_empty_prompt_begins_a_text_and_a_long_one_loses_its_beginning(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = GenerationConfig(max_new_tokens=9, temperature=0)
+    first = write(network, tokenizer, [""], config, 1)
+    assert first.cut == 0
+    assert first.texts[0][0] == tokenizer.decode(theirs(network, [0], max_new_tokens=9)[0])
+    long = "abcdefghij" * 6
+    rows, cut = generation.encode(tokenizer, [long, long[:39], long[:40]], config, 48)
+    assert cut == 2
+    assert [len(row) for row in rows] == [40, 40, 40]  # 40 read, 8 of 9 read again: 48
+    assert tokenizer.decode(rows[0]) == long[-40:]
+    assert write(network, tokenizer, [long], config, 1).cut == 1
+
+
+def test_more_new_tokens_than_the_model_reads_are_refused(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert len(write(network, tokenizer, [""], GenerationConfig(max_new_tokens=48, min_new_tokens=48), 1).texts) == 1
+    with pytest.raises(UserError, match="max_new_tokens=49 is more than the 48 tokens") as caught:
+        write(network, tokenizer, [""], GenerationConfig(max_new_tokens=49), 1)
+    assert caught.value.code == Exit.USAGE
+
+
+def test_several_batches_give_texts_in_order(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a", "hello there", "", "xyz", "hello"]
+    config = GenerationConfig(max_new_tokens=6, num_return_sequences=2)
+    once = write(network, tokenizer, prompts, config, 1)
+    monkeypatch.setattr(generation, "TOKENS_AT_ONCE", {"cpu": 30})
+    assert write(network, tokenizer, prompts, config, 1).texts == once.texts
+    assert once.cache_bytes > 0
+    assert once.tokens > 0
+
+
+def test_weights_that_are_not_finite_are_an_error(network: PreTrainedModel) -> None:
+    broken = end_more_often(network)
+    with torch.no_grad():
+        broken.lm_head.weight[3, 3] = torch.nan
+    with pytest.raises(UserError, match="not finite") as caught:
+        run(broken, [[0]], GenerationConfig())
+    assert caught.value.code == Exit.DIVERGED
+
+
+def test_min_p_and_typical_keep_what_those_of_transformers_keep() -> None:
+    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(1)) * 2
+    for share in (0.02, 0.3, 1.0):
+        expected = MinPLogitsWarper(share)(torch.empty(0), logits)
+        assert torch.equal(keep_at_least(logits, share).isinf(), expected.isinf())
+    for mass in (0.2, 0.9):
+        expected = TypicalLogitsWarper(mass)(torch.empty(0), logits.clone())
+        assert torch.equal(keep_typical(logits, mass).isinf(), expected.isinf())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("temperature=-1", "temperature"),
+        ("top_p=0", "top_p"),
+        ("typical_p=0", "typical_p"),
+        ("max_new_tokens=0", "max_new_tokens"),
+        ("min_new_tokens=51", "more than max_new_tokens=50"),
+        ("stop_strings=['']", "an empty text"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        configuration.load(GenerationConfig, [override])
+    assert caught.value.code == Exit.USAGE
+
+
+def test_greedy_and_a_search_do_not_write_more_texts_than_they_have() -> None:
+    with pytest.raises(UserError, match="temperature=0 writes one text"):
+        configuration.load(GenerationConfig, ["temperature=0", "num_return_sequences=2"])
+    with pytest.raises(UserError, match="no more than 2"):
+        configuration.load(GenerationConfig, ["num_beams=2", "num_return_sequences=3"])
