@@ -1,6 +1,7 @@
 """Writing: as transformers does it, alone as in a batch, by the seed alone, within its rules."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers.generation.logits_process import MinPLogitsWarper, TypicalLogi
 from finetune import config as configuration
 from finetune import generation
 from finetune.errors import Exit, UserError
-from finetune.generation import GenerationConfig, Generated, keep_at_least, keep_typical, write
+from finetune.generation import Generated, GenerationConfig, keep_at_least, keep_typical, write
 
 PROMPTS = [[0, 40, 41, 42], [0, 7], [0], [0, 90, 12, 13, 14, 15, 16], [0, 200, 201]]
 
@@ -151,7 +152,7 @@ def test_shortest_length_and_ngrams_are_kept_to(network: PreTrainedModel) -> Non
         for one in several:
             assert 9 <= len(one.tokens) <= 15
             text = [*prompt, *one.tokens]
-            pairs = list(zip(text, text[1:], strict=False))
+            pairs = list(itertools.pairwise(text))
             assert len(set(pairs)) == len(pairs)
 
 

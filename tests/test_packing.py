@@ -53,8 +53,8 @@ def test_a_short_last_block_is_padded_with_what_no_loss_reads() -> None:
     found = blocks(rows_of(DOCUMENTS), 7, END, where=lambda document: f"d{document}")
     batch = found.collate(np.arange(len(found.lengths)))
     assert batch.tensors["labels"].shape == (3, 7)
-    assert batch.tensors["labels"][2].tolist() == [17, END, *[IGNORED] * 5]
-    assert batch.items == int((batch.tensors["labels"] != IGNORED).sum()) == 16 + 1
+    assert batch.tensors["labels"][2].tolist() == [16, 17, END, *[IGNORED] * 4]
+    assert batch.items == int((batch.tensors["labels"] != IGNORED).sum()) == 13 + 4
     assert [found.name(block) for block in range(3)] == ["d0", "d2", "d3"]
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,24 +24,24 @@ from finetune.trainer import TrainConfig
 
 PRETRAINING_EPOCHS = 1
 FINE_TUNING_EPOCHS = 3
+MOST_BASELINE_BYTES = 50_000_000  # n-grams need about 40 bytes of memory for each byte of text
 
 
 class Baseline(Protocol):
-    """A cheap language model: fitted to texts, it says how many bits a text has, its end included."""
+    """A cheap language model that is fitted to texts."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Return what it is called in sentences."""
 
-    def fit(self, texts: Iterable[str]) -> object:
-        """Learn from texts."""
-
-    def bits(self, text: str) -> float:
-        """Return the negative log2-probability of a text's UTF-8 bytes and its end."""
+    def bits_each(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the negative log2-probability of each text's UTF-8 bytes and its end, (texts,)."""
 
 
-def new_baseline() -> Baseline:
-    """Return the cheap system that stands beside a neural one, unfitted."""
-    made: Baseline = importlib.import_module("finetune.ngrams").NgramModel()
-    return made
+def fit_baseline(texts: Sequence[str]) -> Baseline:
+    """Fit the cheap system that stands beside a neural one."""
+    fitted: Baseline = importlib.import_module("finetune.ngrams").NgramModel.fit(texts)
+    return fitted
 
 
 def pretraining_loop() -> TrainConfig:
@@ -238,16 +238,17 @@ class Judge:
 def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     """Fit the cheap system to the texts of train; return its name, its tally of each split and the seconds of fitting.
 
-    It reads completions without their prompts.
+    It reads completions without their prompts, and of a large train evenly as many texts as memory allows.
     """
-    system, began = new_baseline(), time.perf_counter()
-    system.fit(found.learnt)
+    part = max(1, -(-found.figures["bytes"] // MOST_BASELINE_BYTES))
+    began = time.perf_counter()
+    system = fit_baseline(found.learnt[::part])
     seconds = time.perf_counter() - began
     tallies = {}
     for name, one in found.texts.items():
-        bits = np.array([system.bits(text) for text in one.texts])
-        tallies[name] = Tally(one.ids, one.texts, one.bytes, np.zeros(len(bits)), bits * np.log(2))
-    return system.name, tallies, seconds
+        nats = system.bits_each(one.texts) * np.log(2)
+        tallies[name] = Tally(one.ids, one.texts, one.bytes, np.zeros(len(nats)), nats)
+    return system.name + (f" (of every {part}th text)" if part > 1 else ""), tallies, seconds
 
 
 def score_texts(folder: Path, data: Split, max_length: int, stride: int | None, config: TextDataConfig) -> Tally:

@@ -1,0 +1,317 @@
+"""Pretraining, fine-tuning and writing with GPT-2 through the command line, beside a cheap language model."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from calling import call, done, private_cache, read_jsonl, train_toy
+from pretexts import WORDS, sentence
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from finetune.causal import routes
+from finetune.causal.corpus import TextDataConfig, read_split, read_splits
+from finetune.errors import Exit, UserError
+
+SMALL = (
+    "network.hidden_size=32", "network.num_hidden_layers=1", "network.num_attention_heads=2", "network.dropout=0",
+    "network.max_position_embeddings=64", "vocabulary.vocab_size=300", "max_length=32",
+    "train.max_tokens_per_batch=256", "train.mixed_precision=no", "train.use_cpu=true", "train.learning_rate=1e-2",
+    "generation.max_new_tokens=8",
+)  # fmt: skip
+Ended = tuple[Path, dict[str, Any]]
+
+
+class Letters:
+    """A stand-in for the n-gram model: each byte by its frequency, an end as often as there are texts."""
+
+    name = "byte frequencies"
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.counts = Counter(byte for text in texts for byte in [*text.encode(), -1])
+
+    def bits_each(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the negative log2-probability of each text, one added to each count."""
+        total = sum(self.counts.values()) + 257
+        each = [[math.log2((self.counts[byte] + 1) / total) for byte in [*text.encode(), -1]] for text in texts]
+        return -np.array([sum(one) for one in each])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap() -> Iterator[None]:
+    with mock.patch.object(routes, "fit_baseline", Letters):
+        yield
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with train.txt and test.txt: documents of one to four lines of few words, blank lines between."""
+    folder = tmp_path_factory.mktemp("texts")
+    random = np.random.default_rng(1)
+    for name, documents in (("train", 120), ("test", 30)):
+        found = []
+        for _ in range(documents):
+            words = [str(word) for word in random.choice(WORDS, 3, replace=False)]
+            found.append("\n".join(sentence(random, words) for _ in range(random.integers(1, 5))))
+        (folder / f"{name}.txt").write_text("\n\n".join(found) + "\n", encoding="utf-8")
+    rows = [{"ask": f"opposite of {word}", "answer": word[::-1]} for word in WORDS for _ in range(4)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained_run(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    with private_cache(folder.parent):
+        outcome = done(
+            "train", "gpt2_pretraining", f"data.train={texts}/train.txt", f"data.test={texts}/test.txt", *SMALL,
+            "train.num_train_epochs=4", f"output_dir={folder}", "--json",
+        )  # fmt: skip
+    assert "documents" in outcome.err
+    assert "blocks of 32" in outcome.err
+    return folder, outcome.json
+
+
+@pytest.fixture(scope="module")
+def completing_run(pretrained_run: Ended, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    folder = tmp_path_factory.mktemp("completing") / "run"
+    with private_cache(folder.parent):
+        outcome = done(
+            "train", "gpt2_generation", f"data.train={texts}/pairs.jsonl", f"data.validation={texts}/pairs.jsonl",
+            "data.prompt_column=ask", "data.completion_column=answer", f"model={pretrained_run[0]}/model",
+            "max_length=48", "train.mixed_precision=no", "train.use_cpu=true", "train.learning_rate=1e-2",
+            "train.num_train_epochs=12", "network.save_dtype=float16", f"output_dir={folder}", "--json",
+        )  # fmt: skip
+    return folder, outcome.json
+
+
+def test_pretraining_beats_the_cheap_model_in_bits_per_byte(pretrained_run: Ended) -> None:
+    folder, results = pretrained_run
+    assert results["task"] == "language modelling"
+    assert set(results["scores"]["test"]) == {"bits_per_byte", "perplexity", "loss"}
+    assert set(results["baseline"]["scores"]["test"]) == {"bits_per_byte"}
+    assert results["comparison"]["metric"] == "bits_per_byte"
+    assert results["comparison"]["verdict"] == "better"
+    own, cheap = (side["test"]["bits_per_byte"]["value"] for side in (results["scores"], results["baseline"]["scores"]))
+    assert results["comparison"]["difference"] == pytest.approx(cheap - own)
+    assert own < cheap
+    assert "32 tokens, 16 tokens apart" in results["definitions"]["bits_per_byte"]
+    figures = results["diagnostics"]
+    assert figures["blocks"] == math.ceil(figures["tokens"] / 32)
+    assert figures["documents"] == figures["rows"]["train"]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["validation"]["loss"] for record in metrics if "validation" in record]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+
+
+def test_the_scores_are_those_of_the_saved_model_by_hand(pretrained_run: Ended) -> None:
+    folder, results = pretrained_run
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.all_special_tokens == ["<|endoftext|>"]
+    rows = read_jsonl(folder / "predictions" / "test.jsonl")
+    short = [row for row in rows if row["tokens"] <= 32]
+    assert short
+    for row in short[:5]:
+        tokens = torch.tensor([[0, *tokenizer(row["text"])["input_ids"], 0]])
+        with torch.no_grad():
+            logs = model(tokens[:, :-1]).logits.log_softmax(-1).gather(2, tokens[:, 1:, None])
+        assert row["bits"] == pytest.approx(-float(logs.sum()) / math.log(2), rel=1e-4)
+        assert row["bytes"] == len(row["text"].encode())
+    total = sum(row["bits"] for row in rows) / sum(row["bytes"] for row in rows)
+    assert results["scores"]["test"]["bits_per_byte"]["value"] == pytest.approx(total, rel=1e-6)
+
+
+def test_evaluate_scores_the_test_file_as_the_run_did(pretrained_run: Ended, texts: Path) -> None:
+    folder, results = pretrained_run
+    for place in (folder, folder / "model"):  # a plain folder knows its windows
+        found = done("evaluate", place, "--data", texts / "test.txt", "--json").json
+        assert found["bits_per_byte"] == pytest.approx(results["scores"]["test"]["bits_per_byte"], rel=1e-5)
+
+
+def test_a_run_goes_on_from_a_checkpoint_and_compares_with_it(
+    pretrained_run: Ended, texts: Path, tmp_path: Path
+) -> None:
+    folder, before = pretrained_run
+    outcome = done(
+        "train", "gpt2_pretraining", f"data.train={texts}/train.txt", f"data.test={texts}/test.txt",
+        f"model={folder}/model", "baseline=none", *SMALL[6:], "train.num_train_epochs=2", f"output_dir={tmp_path}/more",
+        "--json",
+    )  # fmt: skip
+    assert "comparison" not in outcome.json
+    after = outcome.json["scores"]["test"]["bits_per_byte"]["value"]
+    assert after < before["scores"]["test"]["bits_per_byte"]["value"]
+    (compared,) = done("compare", tmp_path / "more", folder, "--json").json
+    assert compared["metric"] == "bits_per_byte"
+    assert compared["difference"] == pytest.approx(before["scores"]["test"]["bits_per_byte"]["value"] - after)
+
+
+def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Path) -> None:
+    folder, results = completing_run
+    assert results["scores"]["validation"]["loss"]["value"] < 0.5
+    predicted = done(
+        "predict", folder, "--input", write_asks(tmp_path), "--json",
+    ).json  # fmt: skip
+    right = [row["predicted"] == row["source"].split()[-1][::-1] for row in predicted]
+    assert np.mean(right) > 0.8
+    answer = done("generate", folder, "--prompt", "opposite of river", "--temperature", 0, "--json").json
+    assert answer["texts"] == ["revir"]
+    assert set(answer) == {"prompt", "seed", "texts", "seconds"}
+    assert answer["prompt"] == "opposite of river"
+    plain = done("generate", folder / "model", "--prompt", "opposite of river", "--temperature", 0, "--json").json
+    assert plain["texts"] == ["revir"]
+
+
+def write_asks(folder: Path) -> Path:
+    path = folder / "asks.jsonl"
+    path.write_text("".join(json.dumps({"ask": f"opposite of {word}"}) + "\n" for word in WORDS), encoding="utf-8")
+    return path
+
+
+def test_generate_is_reproducible_and_says_what_it_took(pretrained_run: Ended) -> None:
+    sampled = ("generate", pretrained_run[0], "--max-new-tokens", 12, "--num-return-sequences", 3, "--seed", 5)
+    one = done(*sampled, "--prompt", "the cat", "--json")
+    several = done(*sampled, "--prompt", "", "--prompt", "the cat", "--json").json
+    assert one.json["texts"] == several[1]["texts"]
+    assert several[0]["prompt"] == ""
+    assert one.json["seed"] == 5
+    assert "tokens/s" in one.err
+    assert "of keys and values" in one.err
+    streamed = done(
+        "generate", pretrained_run[0], "--prompt", "the cat", "--seed", 5, "--stream", "--max-new-tokens", 12
+    )
+    assert streamed.out == one.json["texts"][0] + "\n"
+
+
+def test_generate_cuts_a_long_prompt_with_a_notice_and_refuses_what_cannot_be(pretrained_run: Ended) -> None:
+    folder = pretrained_run[0]
+    assert "1 prompt cut on the left" in done("generate", folder, "--prompt", "the cat " * 60).err
+    for options, message in (
+        (("--temperature", -1), "temperature"),
+        (("--top-p", 0), "top_p"),
+        (("--max-new-tokens", 65), "max_new_tokens=65 is more than the 64 tokens"),
+        (("--stream", "--num-beams", 2), "--stream shows one text"),
+        (("--stream", "--json"), "leave out --json"),
+    ):
+        outcome = call("generate", folder, "--prompt", "a", *options)
+        assert outcome.code == Exit.USAGE, outcome.err
+        assert message in outcome.err
+    assert "give prompts" in call("generate", folder).err
+
+
+def test_a_folder_without_a_tokenizer_is_refused(pretrained_run: Ended, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((pretrained_run[0] / "model" / name).read_bytes())
+    outcome = call("generate", tmp_path, "--prompt", "a")
+    assert outcome.code == Exit.BAD_DATA
+    assert "tokenizer files are missing" in outcome.err
+
+
+def test_a_classifier_is_told_to_predict(tiny_model: Path, tmp_path: Path) -> None:
+    run = train_toy(tmp_path, tiny_model, "baseline=none", "train.num_train_epochs=1")
+    outcome = call("generate", run, "--prompt", "a")
+    assert outcome.code == Exit.USAGE
+    assert f"finetune predict {run}" in outcome.err
+
+
+def test_gpt2_classifies_through_the_recipe_of_bert(tiny_gpt2: Path, tmp_path: Path) -> None:
+    run = train_toy(tmp_path, tiny_gpt2, "baseline=none", "max_length=48")
+    rows = read_jsonl(run / "predictions" / "test.jsonl")
+    assert len(rows) == 24
+    assert {len(row["probabilities"]) for row in rows} == {3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "code"),
+    [
+        (("data.train={}/short.txt", "data.validation={}/short.txt"), "fewer than one block of max_length=32", 65),
+        (("data.train={}/short.txt",), "is one document, so none can be held out", 65),
+        (("data.train={}/train.txt", "max_length=65"), "more than the 64 tokens that the model can read", 2),
+        (("data.train={}/train.txt", "stride=33"), "would leave gaps between windows", 2),
+        (("data.train={}/train.txt", "data.prompt_column=a"), "go together", 2),
+        (("data.train={}/train.txt", "data.prompt_column=a", "data.completion_column=b"), "is plain text", 2),
+        (("data.train={}/train.txt", "train.metric_for_best_model=los"), "did you mean loss", 2),
+        (("data.train={}/train.txt", "vocabulary.train=false"), "needs a model", 2),
+        (("data.train={}/train.txt", "network.num_attention_heads=3"), "is no multiple of", 2),
+    ],
+)
+def test_what_cannot_be_is_told_before_there_is_a_folder(
+    texts: Path, tmp_path: Path, settings: tuple[str, ...], message: str, code: int
+) -> None:
+    (texts / "short.txt").write_text("a\n", encoding="utf-8")
+    given = [setting.format(texts) for setting in settings]
+    small = [one for one in SMALL if one.partition("=")[0] not in {name.partition("=")[0] for name in given}]
+    outcome = call("train", "gpt2_pretraining", *given, *small, f"output_dir={tmp_path}/run")
+    assert outcome.code == code, outcome.err
+    assert message in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_completion_is_told_with_its_line(texts: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,completion\na,b\nc,\n", encoding="utf-8")
+    columns = ("data.prompt_column=prompt", "data.completion_column=completion")
+    outcome = call("train", "gpt2_generation", f"data.train={path}", *columns, f"model={tiny_gpt2}")
+    assert outcome.code == Exit.BAD_DATA
+    assert "pairs.csv:3" in outcome.err
+
+
+def test_documents_of_one_token_are_read(tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("a\n\nb\n\nc\n\nd\n\n" * 10, encoding="utf-8")
+    outcome = done(
+        "train", "gpt2_generation", f"data.train={tmp_path}/letters.txt", f"model={tiny_gpt2}", "max_length=8",
+        "train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true", f"output_dir={tmp_path}/run", "--json",
+    )  # fmt: skip
+    assert outcome.json["scores"]["validation"]["loss"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ("blank_line", [("a\n b", 2), ("c", 6)]),
+        ("line", [("a", 2), (" b", 3), ("c", 6)]),
+        ("file", [("a\n b\n\n  \nc", 2)]),
+    ],
+)
+def test_documents_are_parted_as_asked(tmp_path: Path, parts: Any, expected: list[tuple[str, int]]) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("\na\n b\n\n  \nc\n\n", encoding="utf-8")
+    split = read_split("train", str(path), TextDataConfig(documents=parts))
+    assert split.texts() == [text for text, _ in expected]
+    assert [split.where(row) for row in range(len(split))] == [f"{path}:{line}" for _, line in expected]
+
+
+def test_held_out_documents_are_a_function_of_the_seed_and_never_train(texts: Path) -> None:
+    config = TextDataConfig(train=f"{texts}/train.txt", validation_share=0.2)
+    one, again, other = (read_splits(config, seed=seed) for seed in (1, 1, 2))
+    assert one["validation"].texts() == again["validation"].texts() != other["validation"].texts()
+    assert len(one["validation"]) == 24
+    assert sorted(one["train"].texts() + one["validation"].texts()) == sorted(
+        read_split("t", config.train or "", config).texts()
+    )
+
+
+def test_long_prompts_lose_their_beginning_and_completions_stay_whole(tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"p": "x" * 20 + "end", "c": "abc"}) + "\n", encoding="utf-8")
+    encoder = routes.TextEncoder(AutoTokenizer.from_pretrained(tiny_gpt2))
+    data = TextDataConfig(prompt_column="p", completion_column="c", separator=">")
+    split = read_split("train", str(path), data)
+    found = routes.completions(split, encoder, routes.Reading.of(8, None, data, 48))
+    (row,) = found.rows
+    assert found.long == 1
+    text = AutoTokenizer.from_pretrained(tiny_gpt2).decode(row[1:-1].tolist())
+    assert text == "end>abc"
+    assert len(row) == 9  # 8 are read, 8 predicted
+    assert found.prompt.tolist() == [5]
+    strict = TextDataConfig(prompt_column="p", completion_column="c", on_long="error")
+    with pytest.raises(UserError, match=r"give data\.on_long=truncate or skip"):
+        routes.completions(split, encoder, routes.Reading.of(8, None, strict, 48))
