@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from killing import Case, classifier, end_after, pretraining
+from killing import Case, classifier, end_after, language_model, pretraining
 
 from finetune import checkpoint
 
@@ -17,6 +17,10 @@ def test_a_run_that_is_killed_three_times_ends_with_the_model_of_an_uninterrupte
 
 def test_a_pretraining_that_is_killed_hides_the_same_tokens_and_ends_with_the_same_model(tmp_path: Path) -> None:
     killed_and_straight(pretraining(tmp_path / "straight"), pretraining(tmp_path / "killed"), 1)
+
+
+def test_a_language_model_that_is_killed_ends_with_the_model_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    killed_and_straight(language_model(tmp_path / "straight"), language_model(tmp_path / "killed"), 1)
 
 
 def killed_and_straight(one: Case, killed: Case, kills: int) -> None:
