@@ -249,7 +249,8 @@ def generate(
     }  # fmt: skip
     reading = [f"generation.{name}={value}" for name, value in given.items() if value is not None]
     if stop:
-        reading.append(f"generation.stop_strings={json.dumps([text.replace(chr(92) + 'n', chr(10)) for text in stop])}")
+        texts = [text.replace("\\n", "\n") for text in stop]
+        reading.append(f"generation.stop_strings={json.dumps(texts, ensure_ascii=False)}")
     reading += [] if seed is None else [f"seed={seed}"]
     found = commands.generate(run, input if prompt is None else prompt, reading, _print_piece if stream else None)
     if as_json:

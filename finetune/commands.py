@@ -205,11 +205,7 @@ def generate(
     after = config.data.between if config.data.has_prompts else ""
     given = [prompt + after if prompt else "" for prompt in prompts]
     written = generation.write(start.model.network, start.tokenizer, given, settings, config.seed, tell)
-    if written.cut:
-        what = f"{count(written.cut, 'prompt')} cut on the left, to leave room for {settings.max_new_tokens} tokens"
-        folder.say("note", f"{what} in the {start.context} that the model reads")
-    speed, memory = f"{written.tokens_per_second:,.0f} tokens/s", f"{written.cache_bytes / 1e6:.1f} MB"
-    folder.say("written", f"{count(written.tokens, 'token')} · {speed} · {memory} of keys and values")
+    language_model.say_written(folder, written, settings.max_new_tokens)
     return [
         {"prompt": prompt, "seed": config.seed, "texts": texts, "seconds": written.seconds}
         for prompt, texts in zip(prompts, written.texts, strict=True)

@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
 from finetune.errors import Exit, UserError
+from finetune.pretrained import context_limit
 from finetune.seq2seq.search import UNIFORM_STEPS, forbid_repeated_ngrams, keep_likely, penalise_repetition, pick
 
 NOTHING = -1  # stands left of a history that is shorter than others; no token has this number
@@ -414,7 +415,7 @@ def write(
     piece of the text of a single prompt as it is written. Raises UserError (2) where max_new_tokens is itself too long.
     """
     started = time.perf_counter()
-    coded, cut = encode(tokenizer, prompts, config, int(network.config.max_position_embeddings))
+    coded, cut = encode(tokenizer, prompts, config, context_limit(network.config, tokenizer))
     rules = _Rules(config, int(tokenizer.eos_token_id), seed, lambda tokens: decoded(tokenizer, tokens))
     listen = None if tell is None else _Teller(tokenizer, config, rules.end, tell)
     found: dict[int, list[Generated]] = {}

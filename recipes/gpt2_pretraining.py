@@ -90,4 +90,5 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     start = load_trained(run.model)
     prompts = routes.prompts_of(inputs, config.data)
     written = generation.write(start.model.network, start.tokenizer, prompts, config.generation, config.seed)
+    report.say_written(run, written, config.generation.max_new_tokens)
     return generation.predicted_rows(inputs.ids(), prompts, written)

@@ -466,7 +466,7 @@ TABLE: list[tuple[Callable[[Place], Arguments], int, list[str]]] = [
     (wrong_value, 2, ["max_length=many: max_length cannot be", "expected int"]),
     (unknown_setting, 2, ["unknown setting learning_rat; did you mean learning_rate?"]),
     (unknown_recipe, 2, ["no recipe bert_clasification; did you mean bert_classification?"]),
-    (no_recipe, 2, ["which recipe?", "bert_classification, bert_pretraining, mbert_crosslingual, seq2seq"]),
+    (no_recipe, 2, ["which recipe?", "bert_pretraining, gpt2_generation, gpt2_pretraining, mbert_crosslingual"]),
     (config_missing, 66, ["no.yaml: no such file"]),
     (no_such_preset, 66, ["--config small: no such file or preset"]),
     (config_with_a_fault, 2, ["bad.yaml:3: seed is given twice"]),

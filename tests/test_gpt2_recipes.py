@@ -60,7 +60,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = [str(word) for word in random.choice(WORDS, 3, replace=False)]
             found.append("\n".join(sentence(random, words) for _ in range(random.integers(1, 5))))
         (folder / f"{name}.txt").write_text("\n\n".join(found) + "\n", encoding="utf-8")
-    rows = [{"ask": f"opposite of {word}", "answer": word[::-1]} for word in WORDS for _ in range(4)]
+    rows = [{"ask": f"opposite of {word}", "answer": word[::-1]} for word in WORDS[:6] for _ in range(16)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
@@ -86,7 +86,8 @@ def completing_run(pretrained_run: Ended, texts: Path, tmp_path_factory: pytest.
             "train", "gpt2_generation", f"data.train={texts}/pairs.jsonl", f"data.validation={texts}/pairs.jsonl",
             "data.prompt_column=ask", "data.completion_column=answer", f"model={pretrained_run[0]}/model",
             "max_length=48", "train.mixed_precision=no", "train.use_cpu=true", "train.learning_rate=1e-2",
-            "train.num_train_epochs=12", "network.save_dtype=float16", f"output_dir={folder}", "--json",
+            "train.num_train_epochs=10", "train.per_device_train_batch_size=8",
+            "network.save_dtype=float16", f"output_dir={folder}", "--json",
         )  # fmt: skip
     return folder, outcome.json
 
@@ -157,9 +158,7 @@ def test_a_run_goes_on_from_a_checkpoint_and_compares_with_it(
 def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Path) -> None:
     folder, results = completing_run
     assert results["scores"]["validation"]["loss"]["value"] < 0.5
-    predicted = done(
-        "predict", folder, "--input", write_asks(tmp_path), "--json",
-    ).json  # fmt: skip
+    predicted = done("predict", folder, "--input", write_asks(tmp_path), "--json").json
     right = [row["predicted"] == row["source"].split()[-1][::-1] for row in predicted]
     assert np.mean(right) > 0.8
     answer = done("generate", folder, "--prompt", "opposite of river", "--temperature", 0, "--json").json
@@ -172,7 +171,7 @@ def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Pat
 
 def write_asks(folder: Path) -> Path:
     path = folder / "asks.jsonl"
-    path.write_text("".join(json.dumps({"ask": f"opposite of {word}"}) + "\n" for word in WORDS), encoding="utf-8")
+    path.write_text("".join(json.dumps({"ask": f"opposite of {word}"}) + "\n" for word in WORDS[:6]), encoding="utf-8")
     return path
 
 
@@ -268,9 +267,34 @@ def test_documents_of_one_token_are_read(tiny_gpt2: Path, tmp_path: Path) -> Non
     (tmp_path / "letters.txt").write_text("a\n\nb\n\nc\n\nd\n\n" * 10, encoding="utf-8")
     outcome = done(
         "train", "gpt2_generation", f"data.train={tmp_path}/letters.txt", f"model={tiny_gpt2}", "max_length=8",
-        "train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true", f"output_dir={tmp_path}/run", "--json",
+        "train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true", f"output_dir={tmp_path}/run",
     )  # fmt: skip
-    assert outcome.json["scores"]["validation"]["loss"]["value"] > 0
+    assert "bits_per_byte" in outcome.out
+    assert "byte frequencies" in outcome.out
+    assert "text-generation" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_of_several_seeds_the_best_is_the_one_with_the_fewest_bits(
+    texts: Path, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    found = done(
+        "train", "gpt2_generation", f"data.train={texts}/train.txt", f"model={tiny_gpt2}", "max_length=16",
+        "train.max_steps=3", "train.mixed_precision=no", "train.use_cpu=true", "seeds=[1,2]", "network.dropout=0.5",
+        f"output_dir={tmp_path}/run", "--json",
+    ).json  # fmt: skip
+    bits = {seed: one["scores"]["validation"]["bits_per_byte"]["value"] for seed, one in found["seeds"].items()}
+    assert bits["1"] != bits["2"]
+    assert found["diagnostics"]["best_seed_on_validation"] == int(min(bits, key=lambda seed: bits[seed]))
+    assert found["scores"]["validation"]["bits_per_byte"]["value"] == pytest.approx(np.mean([*bits.values()]))
+
+
+def test_a_stop_string_of_the_command_line_may_be_a_line_end(pretrained_run: Ended) -> None:
+    sampled = ("generate", pretrained_run[0], "--prompt", "the cat", "--max-new-tokens", 40, "--seed", 1, "--json")
+    many = ("--num-return-sequences", 8)
+    texts = done(*sampled, *many).json["texts"]
+    assert any("\n" in text for text in texts)
+    stopped = done(*sampled, *many, "--stop", "\\n", "--stop", "a'\"b").json["texts"]
+    assert stopped == [text.partition("\n")[0] for text in texts]
 
 
 @pytest.mark.parametrize(
