@@ -237,7 +237,8 @@ def generate(
     _quiet_environment()
     from finetune import commands
 
-    if (prompt is None) == (input is None):
+    prompts = input if prompt is None else prompt
+    if prompts is None or (prompt is not None and input is not None):
         raise UserError(Exit.USAGE, 'give prompts: --prompt "..." (may be empty), or --input FILE')
     if stream and as_json:
         raise UserError(Exit.USAGE, "--stream prints the text itself; leave out --json")
@@ -252,7 +253,7 @@ def generate(
         texts = [text.replace("\\n", "\n") for text in stop]
         reading.append(f"generation.stop_strings={json.dumps(texts, ensure_ascii=False)}")
     reading += [] if seed is None else [f"seed={seed}"]
-    found = commands.generate(run, input if prompt is None else prompt, reading, _print_piece if stream else None)
+    found = commands.generate(run, prompts, reading, _print_piece if stream else None)
     if as_json:
         return _print_json(found[0] if len(found) == 1 and prompt is not None else found)
     if stream:

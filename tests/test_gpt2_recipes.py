@@ -87,7 +87,7 @@ def completing_run(pretrained_run: Ended, texts: Path, tmp_path_factory: pytest.
             "data.prompt_column=ask", "data.completion_column=answer", f"model={pretrained_run[0]}/model",
             "max_length=48", "train.mixed_precision=no", "train.use_cpu=true", "train.learning_rate=1e-2",
             "train.num_train_epochs=10", "train.per_device_train_batch_size=8",
-            "network.save_dtype=float16", f"output_dir={folder}", "--json",
+            "network.save_dtype=float16", "generation.temperature=0", f"output_dir={folder}", "--json",
         )  # fmt: skip
     return folder, outcome.json
 
@@ -161,7 +161,7 @@ def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Pat
     predicted = done("predict", folder, "--input", write_asks(tmp_path), "--json").json
     right = [row["predicted"] == row["source"].split()[-1][::-1] for row in predicted]
     assert np.mean(right) > 0.8
-    answer = done("generate", folder, "--prompt", "opposite of river", "--temperature", 0, "--json").json
+    answer = done("generate", folder, "--prompt", "opposite of river", "--json").json
     assert answer["texts"] == ["revir"]
     assert set(answer) == {"prompt", "seed", "texts", "seconds"}
     assert answer["prompt"] == "opposite of river"
