@@ -15,9 +15,12 @@ from calling import call, done, private_cache, read_jsonl, train_toy
 from pretexts import WORDS, sentence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune import commands
+from finetune import config as configuration
 from finetune.causal import routes
 from finetune.causal.corpus import TextDataConfig, read_split, read_splits
 from finetune.errors import Exit, UserError
+from recipes.gpt2_generation import Config
 
 SMALL = (
     "network.hidden_size=32", "network.num_hidden_layers=1", "network.num_attention_heads=2", "network.dropout=0",
@@ -25,6 +28,7 @@ SMALL = (
     "train.max_tokens_per_batch=256", "train.mixed_precision=no", "train.use_cpu=true", "train.learning_rate=1e-2",
     "generation.max_new_tokens=8",
 )  # fmt: skip
+ANSWERS = dict(zip(WORDS[:4], "ABCD", strict=True))
 Ended = tuple[Path, dict[str, Any]]
 
 
@@ -60,7 +64,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = [str(word) for word in random.choice(WORDS, 3, replace=False)]
             found.append("\n".join(sentence(random, words) for _ in range(random.integers(1, 5))))
         (folder / f"{name}.txt").write_text("\n\n".join(found) + "\n", encoding="utf-8")
-    rows = [{"ask": f"opposite of {word}", "answer": word[::-1]} for word in WORDS[:6] for _ in range(16)]
+    rows = [{"ask": word, "answer": ANSWERS[word]} for word in ANSWERS for _ in range(24)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
@@ -159,19 +163,18 @@ def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Pat
     folder, results = completing_run
     assert results["scores"]["validation"]["loss"]["value"] < 0.5
     predicted = done("predict", folder, "--input", write_asks(tmp_path), "--json").json
-    right = [row["predicted"] == row["source"].split()[-1][::-1] for row in predicted]
-    assert np.mean(right) > 0.8
-    answer = done("generate", folder, "--prompt", "opposite of river", "--json").json
-    assert answer["texts"] == ["revir"]
+    assert {row["source"].strip(): row["predicted"] for row in predicted} == ANSWERS
+    answer = done("generate", folder, "--prompt", "river", "--json").json
+    assert answer["texts"] == [ANSWERS["river"]]
     assert set(answer) == {"prompt", "seed", "texts", "seconds"}
-    assert answer["prompt"] == "opposite of river"
-    plain = done("generate", folder / "model", "--prompt", "opposite of river", "--temperature", 0, "--json").json
-    assert plain["texts"] == ["revir"]
+    assert answer["prompt"] == "river"
+    plain = done("generate", folder / "model", "--prompt", "river", "--temperature", 0, "--json").json
+    assert plain["texts"] == [ANSWERS["river"]]
 
 
 def write_asks(folder: Path) -> Path:
     path = folder / "asks.jsonl"
-    path.write_text("".join(json.dumps({"ask": f"opposite of {word}"}) + "\n" for word in WORDS[:6]), encoding="utf-8")
+    path.write_text("".join(json.dumps({"ask": word}) + "\n" for word in ANSWERS), encoding="utf-8")
     return path
 
 
@@ -288,13 +291,13 @@ def test_of_several_seeds_the_best_is_the_one_with_the_fewest_bits(
     assert found["scores"]["validation"]["bits_per_byte"]["value"] == pytest.approx(np.mean([*bits.values()]))
 
 
-def test_a_stop_string_of_the_command_line_may_be_a_line_end(pretrained_run: Ended) -> None:
-    sampled = ("generate", pretrained_run[0], "--prompt", "the cat", "--max-new-tokens", 40, "--seed", 1, "--json")
-    many = ("--num-return-sequences", 8)
-    texts = done(*sampled, *many).json["texts"]
-    assert any("\n" in text for text in texts)
-    stopped = done(*sampled, *many, "--stop", "\\n", "--stop", "a'\"b").json["texts"]
-    assert stopped == [text.partition("\n")[0] for text in texts]
+def test_a_stop_string_of_the_command_line_may_be_a_line_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(commands, "generate", lambda run, prompts, reading, tell: given.extend(reading) or [])
+    done("generate", "run", "--prompt", "a", "--stop", "\\n", "--stop", "a'\"b", "--seed", 3)
+    settings, _ = configuration.load(Config, given)
+    assert settings.generation.stop_strings == ["\n", "a'\"b"]
+    assert settings.seed == 3
 
 
 @pytest.mark.parametrize(
