@@ -293,7 +293,12 @@ def test_of_several_seeds_the_best_is_the_one_with_the_fewest_bits(
 
 def test_a_stop_string_of_the_command_line_may_be_a_line_end(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
-    monkeypatch.setattr(commands, "generate", lambda run, prompts, reading, tell: given.extend(reading) or [])
+
+    def taken(run: str, prompts: list[str], reading: list[str], tell: object) -> list[dict[str, Any]]:
+        given.extend(reading)
+        return []
+
+    monkeypatch.setattr(commands, "generate", taken)
     done("generate", "run", "--prompt", "a", "--stop", "\\n", "--stop", "a'\"b", "--seed", 3)
     settings, _ = configuration.load(Config, given)
     assert settings.generation.stop_strings == ["\n", "a'\"b"]
