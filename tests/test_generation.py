@@ -180,6 +180,15 @@ def test_a_stream_is_the_text_in_pieces(network: PreTrainedModel, tokenizer: Pre
     assert len(pieces) >= 1
 
 
+def test_a_stream_holds_back_half_a_character(tokenizer: PreTrainedTokenizerBase) -> None:
+    pieces: list[str] = []
+    teller = generation._Teller(tokenizer, GenerationConfig(), 0, pieces.append)
+    for token in tokenizer("aé🙂")["input_ids"]:
+        teller(torch.tensor([token]))
+    teller.finish()
+    assert pieces == ["a", "é", "🙂"]
+
+
 def test_an_empty_prompt_begins_a_text_and_a_long_one_loses_its_beginning(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
