@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.data.*", "finetune.checkpoint"),
     (
         *("finetune.baselines", "finetune.evaluation", "finetune.text_baselines", "finetune.text_evaluation"),
-        "finetune.ngrams",
+        *("finetune.ngrams", "finetune.text_quality"),
         *("finetune.pretrained", "finetune.cpu", "finetune.first_token", "finetune.language_diagnosis"),
     ),
     ("finetune.trainer", "finetune.label_budget"),
