@@ -1,4 +1,4 @@
-"""The cheap baselines beside sequence-to-sequence models: copy, most frequent target, lead, and retrieval by TF-IDF."""
+"""The cheap baselines beside sequence-to-sequence models: copy, most frequent target, lead, extracts, and retrieval."""
 
 import time
 from collections import Counter
@@ -95,6 +95,116 @@ class LeadCharacters:
 
 
 @dataclass(frozen=True)
+class LongestSentences:
+    """Repeat the sentences of the source that have most words, in the order of the source."""
+
+    sentences: int
+
+    @property
+    def name(self) -> str:
+        """Return e.g. `longest-3`."""
+        return f"longest-{self.sentences}"
+
+    def predict(self, sources: Sequence[str]) -> list[str]:
+        """Return the longest sentences of each source, the first of equals, joined by spaces."""
+        return [self._longest(sentences(source)) for source in sources]
+
+    def _longest(self, found: list[str]) -> str:
+        order = sorted(range(len(found)), key=lambda i: -len(words(found[i])))
+        return " ".join(found[i] for i in sorted(order[: self.sentences]))
+
+
+@dataclass(frozen=True)
+class Centroid:
+    """Repeat the sentences that together point most nearly where the whole source does: TF-IDF of words.
+
+    Greedy: each sentence added is the one that brings the sum of those chosen closest to the sum of all, by cosine
+    (Radev et al. 2004; the sum, so that one that says the same again gains little).
+    """
+
+    sentences: int
+    idf: dict[str, float]
+    unseen: float  # idf of a word that no training source has
+
+    @classmethod
+    def fit(cls, sources: Sequence[str], sentences: int) -> "Centroid":
+        """Weigh words by the training sources that have them: smoothed idf, as scikit-learn's TfidfTransformer."""
+        rows_with = Counter(word for source in sources for word in set(words(source)))
+        idf = {word: float(np.log((1 + len(sources)) / (1 + rows))) + 1 for word, rows in rows_with.items()}
+        return cls(sentences, idf, float(np.log(1 + len(sources))) + 1)
+
+    @property
+    def name(self) -> str:
+        """Return e.g. `TF-IDF centroid, 3 sentences`."""
+        return f"TF-IDF centroid, {self.sentences} sentence{'s' * (self.sentences != 1)}"
+
+    def predict(self, sources: Sequence[str]) -> list[str]:
+        """Return the chosen sentences of each source in its order, joined by spaces."""
+        return [self._chosen(sentences(source)) for source in sources]
+
+    def _chosen(self, found: list[str]) -> str:
+        table = self._vectors([words(sentence) for sentence in found])
+        whole = table.sum(axis=0)
+        chosen: list[int] = []
+        while len(chosen) < min(self.sentences, len(found)):
+            sums = table + table[chosen].sum(axis=0)  # (sentences, words)
+            cosine = sums @ whole / np.maximum(np.linalg.norm(sums, axis=1), 1e-12)
+            cosine[chosen] = -1
+            chosen.append(int(np.argmax(cosine.round(12))))  # the first of equals
+        return " ".join(found[i] for i in sorted(chosen))
+
+    def _vectors(self, said: list[list[str]]) -> np.ndarray:
+        """Return tf-idf, (sentences, words of the source)."""
+        column = {word: i for i, word in enumerate(dict.fromkeys(word for one in said for word in one))}
+        table = np.zeros((len(said), len(column)))
+        for row, one in enumerate(said):
+            for word in one:
+                table[row, column[word]] += self.idf.get(word, self.unseen)
+        return table
+
+
+def oracle_extracts(sources: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
+    """Return for each source the sentences whose ROUGE-1 F1 with a reference is best, chosen greedily.
+
+    It reads the references, so it is a ceiling of extracts and never a baseline to beat. Of several references the one
+    that can be met best counts; a source that shares no word with any gives an empty text.
+    """
+    return [_oracle(sentences(source), several) for source, several in zip(sources, references, strict=True)]
+
+
+def _oracle(found: list[str], references: Sequence[str]) -> str:
+    said = [words(sentence) for sentence in found]
+    best, text = 0.0, ""
+    for reference in references:
+        f1, chosen = _greedy(said, Counter(words(reference)))
+        if f1 > best:
+            best, text = f1, " ".join(found[i] for i in sorted(chosen))
+    return text
+
+
+def _greedy(said: list[list[str]], gold: Counter[str]) -> tuple[float, list[int]]:
+    """Return the best F1 of bags of words that adding sentences one by one reaches, and the sentences."""
+    column = {word: i for i, word in enumerate(gold)}
+    wanted = np.array(list(gold.values()), dtype=np.int64)
+    table = np.zeros((len(said), len(wanted)), dtype=np.int64)  # words of the reference in each sentence
+    for row, one in enumerate(said):
+        for word in one:
+            if word in column:
+                table[row, column[word]] += 1
+    lengths = np.array([len(one) for one in said], dtype=np.int64)
+    best, chosen = 0.0, list[int]()
+    while len(chosen) < len(said):
+        shared = np.minimum(table + table[chosen].sum(axis=0), wanted).sum(axis=1)
+        f1 = 2 * shared / np.maximum(lengths + lengths[chosen].sum() + wanted.sum(), 1)
+        f1[chosen] = 0
+        if f1.max() <= best:
+            break
+        best = float(f1.max())
+        chosen.append(int(np.argmax(f1)))
+    return best, chosen
+
+
+@dataclass(frozen=True)
 class Retrieval:
     """Answer with the target of the nearest training source: cosine of TF-IDF of word and character n-grams."""
 
@@ -163,6 +273,8 @@ def _builders(task: str, train: Split) -> list[Callable[[], TextBaseline]]:
         mean = round(sum(map(len, targets)) / len(targets))
         builders += [partial(LeadSentences, number) for number in LEADS]
         builders.append(lambda: LeadCharacters(mean))
+        usual = max(1, round(sum(len(sentences(target)) for target in targets) / len(targets)))
+        builders += [lambda: LongestSentences(usual), lambda: Centroid.fit(sources, usual)]
     return [*builders, lambda: Retrieval.fit(sources, targets)]
 
 

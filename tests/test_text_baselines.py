@@ -10,7 +10,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from finetune import text_baselines
 from finetune.data.sequences import SequenceDataConfig, read_splits
-from finetune.text_baselines import LeadCharacters, LeadSentences, Retrieval
+from finetune.text_baselines import (
+    Centroid,
+    LeadCharacters,
+    LeadSentences,
+    LongestSentences,
+    Retrieval,
+    oracle_extracts,
+)
 
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 
@@ -101,6 +108,28 @@ def test_a_lead_of_characters_keeps_words_whole_where_there_are_spaces() -> None
     assert LeadCharacters(7).predict(sources) == ["one two", "one two", "onetwot", "狗在公园里跑", "seven!"]
 
 
+def test_the_longest_sentences_stay_in_their_order() -> None:
+    source = "One two. One two three. One. Four five six."
+    assert LongestSentences(2).predict([source, "", "word"]) == ["One two three. Four five six.", "", "word"]
+    assert LongestSentences(1).predict([source, "狗跑。猫在睡。"]) == ["One two three.", "猫在睡。"]
+
+
+def test_the_centroid_takes_what_the_source_speaks_of_and_says_it_once() -> None:
+    found = Centroid.fit(["the dog", "the cat", "the sun"], 1)
+    assert found.predict(["The sun. Dog meets cat. The dog. The cat."]) == ["Dog meets cat."]
+    two = Centroid.fit(["the dog", "the cat", "the sun"], 2)
+    assert two.predict(["Dog meets cat. Dog meets cat. The sun is red."]) == ["Dog meets cat. The sun is red."]
+    assert two.predict(["", "word", "!. ?"]) == ["", "word", "!. ?"]
+
+
+def test_the_oracle_is_no_worse_than_any_sentence_and_reads_several_references() -> None:
+    source = "A dog ran. The cat slept. It rained all day long."
+    assert oracle_extracts([source], [["a dog ran, the cat slept"]]) == ["A dog ran. The cat slept."]
+    assert oracle_extracts([source], [["sun", "rained day"]]) == ["It rained all day long."]
+    assert oracle_extracts([source, "", "word"], [["zzz"], ["a"], ["word"]]) == ["", "", "word"]
+    assert oracle_extracts(["dog dog dog. dog."], [["dog"]]) == ["dog."]  # a word counts as often as it is wanted
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> SequenceDataConfig:
     rows = [{"source": f"{text}. More of it here. And more.", "target": text[:20]} for text in texts(60, seed=1)]
@@ -116,6 +145,7 @@ def test_each_baseline_answers_every_split_but_train(config: SequenceDataConfig)
     answers = {one.name: one for one in text_baselines.answer("summarization", splits)}
     assert [name for name in answers if not name.startswith("target of")] == [
         "copy of the source", "most frequent target", "lead-1", "lead-3", "lead of 19 characters",
+        "longest-1", "TF-IDF centroid, 1 sentence",
     ]  # fmt: skip
     for one in answers.values():
         assert {name: len(said) for name, said in one.predicted.items()} == {"validation": 20, "test": 10}
