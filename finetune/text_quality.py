@@ -3,8 +3,11 @@
 And what summaries add to their sources. Words are those of `text_metrics.words`.
 """
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -28,11 +31,22 @@ DEFINITIONS: dict[str, str] = {
     "novel_1": "Share of the words of all summaries that are not in their own source.",
     "novel_2": "Share of the pairs of neighbouring words of all summaries that are not in their own source.",
     "novel_3": "Share of the runs of three words of all summaries that are not in their own source.",
+    "new_numbers": (
+        "Share of the numbers of all summaries, in digits of any script, that are not in their own source; grouping "
+        "commas aside; what the source spells out counts as new."
+    ),
+    "new_names": (
+        "Share of the capitalised words of all summaries that are not in their own source, case aside: a check of "
+        "invention. Single letters, and words that a source or summary has in lower case, are no names; says little "
+        "where nouns are capitalised (German), and nothing where a script has no case."
+    ),
     "compression": "Words of all sources over words of all summaries (Grusky et al. 2018); 0 without a word.",
 }
 REPEATED = 4  # words
 COPIED = 8  # words
 COMPARED = 100  # texts
+NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+NAME = re.compile(r"[^\W\d_]{2,}")
 
 
 def quality(texts: Sequence[str], train: Sequence[str] | None = None) -> dict[str, float]:
@@ -91,7 +105,7 @@ def copying(said: Sequence[Sequence[str]], train: Sequence[Sequence[str]]) -> di
 
 
 def beside_sources(sources: Sequence[str], summaries: Sequence[str]) -> dict[str, float]:
-    """Return what summaries share with their own sources: novel_1 to novel_3, compression and mean_words."""
+    """Return what summaries share with their own sources: novelty, invention, compression, mean_words."""
     of_sources, said = [words(text) for text in sources], [words(text) for text in summaries]
     found = {}
     for size in (1, 2, 3):
@@ -101,6 +115,12 @@ def beside_sources(sources: Sequence[str], summaries: Sequence[str]) -> dict[str
             new, every = new + sum(ngram not in known for ngram in own), every + len(own)
         found[f"novel_{size}"] = _share(new, every)
     total = sum(map(len, said))
+    common = {word for text in (*sources, *summaries) for word in NAME.findall(text) if word.islower()}
+    pairs = list(zip(sources, summaries, strict=True))
+    for name, parts in (("new_numbers", _numbers), ("new_names", partial(_names, common=common))):
+        own = [(set(parts(source)), parts(summary)) for source, summary in pairs]
+        missing = sum(part not in known for known, several in own for part in several)
+        found[name] = _share(missing, sum(len(several) for _, several in own))
     return found | {
         "compression": _share(sum(map(len, of_sources)), total),
         "mean_words": _share(total, len(said)),
@@ -144,6 +164,17 @@ def _numbered(texts: Sequence[Sequence[str]], numbers: dict[str, int], end: int)
         flat += [numbers.setdefault(word, len(numbers) + 2) for word in text]
         flat.append(end)
     return np.array(flat, dtype=np.int64)
+
+
+def _numbers(text: str) -> list[str]:
+    """Return the numbers of a text, `1,000` as `1000`."""
+    plain = (re.sub(r",(?=\d{3}(?!\d))", "", one) for one in NUMBER.findall(unicodedata.normalize("NFKC", text)))
+    return ["".join(str(unicodedata.digit(c, -1)) if c.isdigit() else c for c in one) for one in plain]
+
+
+def _names(text: str, common: set[str]) -> list[str]:
+    """Return the capitalised words of a text but those in `common`, case aside."""
+    return [word.casefold() for word in NAME.findall(text) if word[0].isupper() and word.lower() not in common]
 
 
 def _ngrams(said: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:

@@ -140,6 +140,16 @@ def test_rouge_of_ascii_equals_that_of_rouge_score() -> None:
         assert text_metrics.score_sums(name, found[name].sums.sum(axis=0)) == pytest.approx(100 * np.mean(expected))
 
 
+def test_rouge_equals_a_case_counted_by_hand() -> None:
+    text, gold = "the cat sat on the mat", "the cat lay on a mat today"
+    expected = {"rouge1": 8 / 13, "rouge2": 2 / 11, "rougeL": 8 / 13}  # the cat on mat; the cat; the cat on mat
+    for name, value in expected.items():
+        assert text_metrics.score(name, [text], [[gold]]) == pytest.approx(100 * value)
+        assert text_metrics.score(name, [""], [[gold]]) == 0
+    assert text_metrics.score("rouge1", ["cat"], [["cat"]]) == pytest.approx(100)
+    assert text_metrics.score("rouge2", ["cat"], [["cat"]]) == 0  # one word has no pair
+
+
 def test_rouge_lsum_matches_sentence_by_sentence() -> None:
     text, gold = "The cat sat down. A dog ran off.", "A dog ran off. The cat sat down."
     scorer = RougeScorer(["rougeLsum"])

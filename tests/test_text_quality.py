@@ -77,3 +77,12 @@ def test_novelty_and_compression_are_beside_the_own_source() -> None:
     assert found["mean_words"] == 2.5
     assert beside_sources(["один два"], ["Один два"])["novel_2"] == 0
     assert beside_sources([""], [""])["compression"] == 0
+
+
+def test_numbers_and_names_that_the_source_lacks_are_counted() -> None:
+    sources = ["Maria pays 1,000 euros at 3:30. She met Tom's boss and they left.", "انتظر ٣ أيام"]
+    found = beside_sources(sources, ["She pays Tom 1000 at 4:30. Peter and Maria left. They met.", "3 7"])
+    assert found["new_numbers"] == pytest.approx(2 / 4)  # 4:30 and 7
+    assert found["new_names"] == pytest.approx(1 / 4)  # Peter; She is never in lower case here, but in the source
+    nothing = beside_sources(["a"], ["狗 word"])
+    assert nothing["new_numbers"] == nothing["new_names"] == 0
