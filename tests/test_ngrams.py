@@ -74,6 +74,16 @@ def test_the_bits_are_those_of_a_naive_model(order: int) -> None:
     assert found.bits(asked[6]) == pytest.approx(naive.bits(asked[6]), rel=1e-9)
 
 
+def test_counts_that_are_too_few_for_discounts_are_discounted_by_fixed_ones() -> None:
+    after = NgramModel.fit(["a" * 5, "bb"], 1).distribution("")  # a 5 times, b 2, an end 2: nothing once
+    lower = (1.5 + 1.0 + 1.0) / OUTCOMES
+    assert [float(after[place]) for place in (ord("a"), ord("b"), -1, ord("c"))] == pytest.approx(
+        [(5 - 1.5 + lower) / 9, (2 - 1.0 + lower) / 9, (2 - 1.0 + lower) / 9, lower / 9]
+    )
+    once = NgramModel.fit(["a"], 1).distribution("")
+    assert float(once[ord("a")]) == pytest.approx((1 - 0.5 + (0.5 + 0.5) / OUTCOMES) / 2)
+
+
 @pytest.mark.parametrize("train", [[""], ["a"], ["aaaa", "a"], texts(60, seed=3)])
 def test_what_may_come_next_sums_to_one_and_nothing_is_impossible(train: list[str]) -> None:
     for order in (1, 2, 4):
