@@ -204,7 +204,7 @@ def predict(
 
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(help="folder of a run that writes, or of its model")],
+    run: Annotated[str, typer.Argument(help="folder of a run that writes, of its model, or mini-gpt2")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="text to go on from; may come often")] = None,
     input: Annotated[str | None, typer.Option("--input", help="file of prompts, in place of --prompt")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="longest text")] = None,
@@ -226,16 +226,19 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="end before this text; \\n is a line end")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="of what is drawn")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="print the text as it is written")] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="also tell how varied the texts are and what they copy from train")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Go on from a prompt with a language model; an empty one begins a new text.
 
     finetune generate runs/g --prompt "Once upon a time" --max-new-tokens 80 --temperature 0.8 --top-p 0.95
-    finetune generate runs/g --prompt "" --num-return-sequences 3 --seed 1 --json
+    finetune generate runs/g --prompt "" --num-return-sequences 20 --seed 1 --quality --json
     finetune generate runs/g --input prompts.txt --temperature 0
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune import commands, terminal
 
     prompts = input if prompt is None else prompt
     if prompts is None or (prompt is not None and input is not None):
@@ -254,16 +257,28 @@ def generate(
         reading.append(f"generation.stop_strings={json.dumps(texts, ensure_ascii=False)}")
     reading += [] if seed is None else [f"seed={seed}"]
     found = commands.generate(run, prompts, reading, _print_piece if stream else None)
+    described = commands.quality(run, [text for row in found for text in row["texts"]]) if quality else None
     if as_json:
-        return _print_json(found[0] if len(found) == 1 and prompt is not None else found)
+        rows = found[0] if len(found) == 1 and prompt is not None else found
+        return _print_json(rows if described is None else {"generated": found, "quality": described})
     if stream:
-        return _print("")
+        _print("")
+    else:
+        _print_generated(found)
+    if described is not None:
+        from finetune.report.writing import figures_lines
+
+        for number, text in enumerate(figures_lines(described["figures"])):
+            _print(terminal.line("" if number else "quality", text))
+    return None
+
+
+def _print_generated(found: list[dict[str, Any]]) -> None:
     for row in found:
         for text in row["texts"]:
             _print(row["prompt"] + text)
             if len(found) * len(row["texts"]) > 1:
                 _print("-" * 10)
-    return None
 
 
 @app.command()

@@ -14,7 +14,7 @@ from finetune import config as configuration
 from finetune import generation, hardware, hub, label_budget, pretrained, text_evaluation
 from finetune.causal import corpus as documents
 from finetune.causal import model as language_models
-from finetune.causal import perplexity
+from finetune.causal import perplexity, routes
 from finetune.causal.corpus import TextDataConfig
 from finetune.config import flatten, read_yaml, to_tree
 from finetune.data import columns, patterns, sequences
@@ -22,7 +22,7 @@ from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, labels_of_rows, read_splits
 from finetune.data.sequences import SequenceDataConfig
-from finetune.data.shipped import shipped
+from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
@@ -30,7 +30,7 @@ from finetune.label_budget import Contender
 from finetune.pretraining import corpus, scoring
 from finetune.pretraining.corpus import CorpusConfig
 from finetune.pretraining.scoring import Tally
-from finetune.report import explanation, language_model, languages
+from finetune.report import explanation, language_model, languages, writing
 from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
 from finetune.report.results import combine, run_baselines
@@ -205,11 +205,32 @@ def generate(
     after = config.data.between if config.data.has_prompts else ""
     given = [prompt + after if prompt else "" for prompt in prompts]
     written = generation.write(start.model.network, start.tokenizer, given, settings, config.seed, tell)
-    language_model.say_written(folder, written, settings.max_new_tokens)
+    writing.say_written(folder, written, settings.max_new_tokens)
     return [
         {"prompt": prompt, "seed": config.seed, "texts": texts, "seconds": written.seconds}
         for prompt, texts in zip(prompts, written.texts, strict=True)
     ]
+
+
+def quality(run: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Describe texts that a run wrote: {"texts", "figures", "definitions"}.
+
+    What they copy is counted where the files that the run was trained on are still there.
+    """
+    folder, _, config = _trained(run, ())
+    train = None
+    if config.data.train is not None:
+        try:
+            split = _read("train", config.data.train, config.data)
+        except UserError as error:
+            if error.code != Exit.NO_INPUT:
+                raise
+            folder.say("note", f"{error}: what is copied from train is not counted")
+        else:
+            train, part = routes.affordable(split.targets() if config.data.has_prompts else split.texts())
+            if part > 1:
+                folder.say("note", f"what is copied is looked for in every {part}th text of train")
+    return writing.figures_of(texts, train)
 
 
 def explain(run: str, text: str, *, target: str | None = None, output: str | None = None) -> tuple[Explanation, Path]:
@@ -470,8 +491,9 @@ def _all_seeds(config: Any) -> list[int]:
 
 
 def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
-    """Open a run, or a plain model folder, with its recipe and configuration."""
-    folder = Run.open(run)
+    """Open a run, a plain model folder or a shipped checkpoint, with its recipe and configuration."""
+    is_shipped = run in CHECKPOINTS and not Path(run).is_dir()
+    folder = Run.open(shipped(f"checkpoints/{run}") if is_shipped else run)
     if not folder.config_file.is_file():
         module = recipe_module(_recipe_of(folder.model))
         config, _ = configuration.load(module.Config, [*_settings_of(folder.model), *reading])

@@ -1,7 +1,8 @@
-"""Writing with a language model: greedy, beam search and sampling, batched, each prompt as if it were alone.
+"""Writing: greedy, beam search and sampling, batched, each prompt as if it were alone.
 
-Prompts are padded on the left, masked, and counted from position 0; keys and values of what was read are kept. A row
-that has ended leaves the batch. A sample is a function of seed, prompt and its number, whatever else is in the batch.
+Of a decoder-only model prompts are padded on the left, masked, and counted from position 0; of an encoder-decoder they
+are its sources. Keys and values of what was read are kept. A row that has ended leaves the batch. A sample is a
+function of seed, prompt and its number, whatever else is in the batch.
 Contrastive search is left out: transformers 5.23 has moved it into a repository whose code it would download and run.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
@@ -115,7 +116,12 @@ class Written:
 
 
 class Decoder(Protocol):
-    """What the loop needs of a model: rows that read tokens and say what may come next."""
+    """What the loop needs of a model: rows that read tokens and say what may come next.
+
+    `before` are the tokens of each row that stand before what is written; at least one.
+    """
+
+    before: Sequence[Sequence[int]]
 
     def start(self) -> Tensor:
         """Read the prompts; return logits (prompts, vocab)."""
@@ -134,7 +140,7 @@ class CausalDecoder:
     """A decoder-only model: prompts (batch) of token numbers, padded on the left, counted from 0, pads unseen."""
 
     def __init__(self, network: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-        self.network = network
+        self.network, self.before = network, prompts
         longest = max(map(len, prompts))
         self._tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
         self._mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
@@ -160,9 +166,7 @@ class CausalDecoder:
         self._cache.batch_select_indices(rows)
 
     def cache_bytes(self) -> int:
-        return sum(
-            part.numel() * part.element_size() for layer in self._cache.layers for part in (layer.keys, layer.values)
-        )
+        return _bytes(self._cache)
 
     def _read(self, tokens: Tensor, places: Tensor) -> Tensor:
         padded = not bool(self._mask.all())  # without padding attention takes its faster form
@@ -174,6 +178,71 @@ class CausalDecoder:
         return logits
 
 
+class EncoderDecoder:
+    """A model of transformers that reads sources (batch) of token numbers, padded on the right, once, then writes.
+
+    What is written begins after the config's decoder_start_token_id, and its forced_bos_token_id where there is one
+    (mBART's target language).
+    """
+
+    def __init__(self, network: PreTrainedModel, sources: Sequence[Sequence[int]]) -> None:
+        self.network = network
+        self.before = [first_tokens(network)] * len(sources)
+        longest = max(map(len, sources))
+        self._source = torch.zeros(len(sources), longest, dtype=torch.long)
+        self._mask = torch.zeros(len(sources), longest, dtype=torch.bool)
+        for row, source in enumerate(sources):
+            self._source[row, : len(source)] = torch.tensor(source)
+            self._mask[row, : len(source)] = True
+        self._source, self._mask = self._source.to(network.device), self._mask.to(network.device)
+        self._states = torch.empty(0)  # (rows, source, dim), once they are there
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def start(self) -> Tensor:
+        encoder = self.network.get_encoder()
+        self._states = encoder(input_ids=self._source, attention_mask=self._mask).last_hidden_state
+        return self._read(torch.tensor(self.before, device=self._source.device))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self._read(tokens[:, None])
+
+    def select(self, rows: Tensor) -> None:
+        self._states, self._mask = self._states[rows], self._mask[rows]
+        for cache in (self._cache.self_attention_cache, self._cache.cross_attention_cache):
+            cache.batch_select_indices(rows)
+
+    def cache_bytes(self) -> int:
+        return _bytes(self._cache.self_attention_cache) + _bytes(self._cache.cross_attention_cache)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        output = self.network(
+            encoder_outputs=(self._states,), attention_mask=self._mask, decoder_input_ids=tokens,
+            past_key_values=self._cache, use_cache=True,
+        )  # fmt: skip
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def first_tokens(network: PreTrainedModel) -> list[int]:
+    """Return what an encoder-decoder begins every text with; raises UserError (65) where its config does not say."""
+    config = network.generation_config
+    start = config.decoder_start_token_id
+    start = network.config.decoder_start_token_id if start is None else start
+    if start is None:
+        what = f"{network.name_or_path or 'the model'} does not say which token a text begins with"
+        raise UserError(Exit.BAD_DATA, f"{what}; set decoder_start_token_id in its config.json")
+    return [int(start)] if config.forced_bos_token_id is None else [int(start), int(config.forced_bos_token_id)]
+
+
+def decoder_of(network: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Decoder:
+    """Return what writes with a model of either kind."""
+    return (EncoderDecoder if network.config.is_encoder_decoder else CausalDecoder)(network, prompts)
+
+
+def _bytes(cache: DynamicCache) -> int:
+    return sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+
+
 Listener = Callable[[Tensor], None]
 
 
@@ -181,12 +250,12 @@ def generate(
     network: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, end: int, seed: int,
     *, decode: Callable[[Sequence[int]], str], listen: Listener | None = None,
 ) -> list[list[Generated]]:  # fmt: skip
-    """Continue prompts (token numbers, at least one each); return num_return_sequences texts of each, in order.
+    """Go on from prompts (token numbers, at least one each), or write from an encoder-decoder's sources.
 
-    `decode` turns tokens into text, for stop_strings. `listen` is told the tokens of each step, (rows,). Raises
-    UserError 70 where the model's logits are not finite.
+    Returns num_return_sequences texts of each, in order. `decode` turns tokens into text, for stop_strings. `listen` is
+    told the tokens of each step, (rows,). Raises UserError 70 where the model's logits are not finite.
     """
-    found, _ = _generate(CausalDecoder(network, prompts), prompts, config, _Rules(config, end, seed, decode), listen)
+    found, _ = _generate(decoder_of(network, prompts), prompts, _Rules(config, end, seed, decode), listen)
     return found
 
 
@@ -226,12 +295,11 @@ class _Rules:
 
 @torch.inference_mode()
 def _generate(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], config: GenerationConfig, rules: _Rules,
-    listen: Listener | None = None,
-) -> tuple[list[list[Generated]], int]:  # fmt: skip
+    decoder: Decoder, prompts: Sequence[Sequence[int]], rules: _Rules, listen: Listener | None = None
+) -> tuple[list[list[Generated]], int]:
     logits = decoder.start()
-    if config.num_beams > 1:
-        return _search(decoder, logits, prompts, rules)
+    if rules.config.num_beams > 1:
+        return _search(decoder, logits, rules)
     return _draw(decoder, logits, prompts, rules, listen)
 
 
@@ -250,7 +318,7 @@ def _draw(
 ) -> tuple[list[list[Generated]], int]:
     """Write token by token, the most probable one or one that is drawn."""
     config, copies = rules.config, rules.config.num_return_sequences
-    history = _histories(prompts, copies, logits.device)
+    history = _histories(decoder.before, copies, logits.device)
     before = history.shape[1]
     if copies > 1:
         rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(copies)
@@ -351,16 +419,14 @@ class _Found:
         return len(self.best) == self.beams and reach <= self.best[-1].score
 
 
-def _search(
-    decoder: Decoder, logits: Tensor, prompts: Sequence[Sequence[int]], rules: _Rules
-) -> tuple[list[list[Generated]], int]:
+def _search(decoder: Decoder, logits: Tensor, rules: _Rules) -> tuple[list[list[Generated]], int]:
     """Search as transformers' generate does with early_stopping=False: of 2 x beams continuations, those among the
     best `beams` that end are put aside, and the best `beams` others go on."""
     config, beams = rules.config, rules.config.num_beams
-    history = _histories(prompts, 1, logits.device)
-    before, ended = history.shape[1], [_Found(beams) for _ in prompts]
-    number = list(range(len(prompts)))
-    total = torch.zeros(len(prompts), 1, device=logits.device)  # (prompts, open beams)
+    history = _histories(decoder.before, 1, logits.device)
+    before, ended = history.shape[1], [_Found(beams) for _ in decoder.before]
+    number = list(range(len(ended)))
+    total = torch.zeros(len(ended), 1, device=logits.device)  # (prompts, open beams)
     most = 0
     for written in range(1, config.max_new_tokens + 1):
         scores = rules.scores(logits, history, written - 1).view(*total.shape, -1) + total[..., None]
@@ -411,18 +477,20 @@ def write(
 ) -> Written:  # fmt: skip
     """Continue prompts, in batches of similar lengths; an empty one begins after the end-of-text token, as all do.
 
-    A prompt that leaves no room for max_new_tokens in the model's context loses its beginning. `tell` is given each
-    piece of the text of a single prompt as it is written. Raises UserError (2) where max_new_tokens is itself too long.
+    A prompt that leaves no room for max_new_tokens in the model's context loses its beginning; of an encoder-decoder,
+    which takes the prompts as sources, one that is longer than it reads loses its end. `tell` is given each piece of
+    the text of a single prompt as it is written. Raises UserError (2) where max_new_tokens is itself too long.
     """
     started = time.perf_counter()
-    coded, cut = encode(tokenizer, prompts, config, context_limit(network.config, tokenizer))
+    reads = encode_sources if network.config.is_encoder_decoder else encode
+    coded, cut = reads(tokenizer, prompts, config, context_limit(network.config, tokenizer))
     rules = _Rules(config, int(tokenizer.eos_token_id), seed, lambda tokens: decoded(tokenizer, tokens))
     listen = None if tell is None else _Teller(tokenizer, config, rules.end, tell)
     found: dict[int, list[Generated]] = {}
     cache = 0
     for batch in _batches(coded, config, network.device.type):
         rows = [coded[place] for place in batch]
-        texts, most = _generate(CausalDecoder(network, rows), rows, config, rules, listen)
+        texts, most = _generate(decoder_of(network, rows), rows, rules, listen)
         cache = max(cache, most)
         found |= dict(zip(batch, texts, strict=True))
     if listen is not None:
@@ -450,13 +518,26 @@ def encode(
 ) -> tuple[list[list[int]], int]:
     """Return the tokens of prompts behind an end-of-text token, cut on the left where they are too long, and count
     those; raises UserError (2) where max_new_tokens is beyond the context."""
-    if config.max_new_tokens > context:
-        what = f"max_new_tokens={config.max_new_tokens} is more than the {context} tokens that the model can read"
-        raise UserError(Exit.USAGE, f"{what}; give {context} at most")
+    _check_longest(config, context)
     room = context - config.max_new_tokens + 1  # the last token that is written is never read
     encoder = TextEncoder(tokenizer)
     rows = [[encoder.end, *row] for row in encoder.encode(prompts)]
     return [row[-room:] for row in rows], sum(len(row) > room for row in rows)
+
+
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], config: GenerationConfig, context: int
+) -> tuple[list[list[int]], int]:
+    """Return the tokens of sources, with the special ones that the model knows them by, cut on the right where they are
+    too long, and count those; raises UserError (2) where max_new_tokens is beyond the context."""
+    _check_longest(config, context)
+    return TextEncoder(tokenizer).encode_sources(sources, context)
+
+
+def _check_longest(config: GenerationConfig, context: int) -> None:
+    if config.max_new_tokens > context:
+        what = f"max_new_tokens={config.max_new_tokens} is more than the {context} tokens that the model can read"
+        raise UserError(Exit.USAGE, f"{what}; give {context} at most")
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:

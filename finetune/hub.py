@@ -176,7 +176,7 @@ def _known(kind: str) -> list[str]:
     prefix = f"{kind}s--"
     folders = Path(constants.HF_HUB_CACHE).glob(f"{prefix}*")
     names = [folder.name.removeprefix(prefix).replace("--", "/") for folder in folders]
-    return [*names, "mini-mbert", "minilm"] if kind == "model" else names
+    return [*names, "mini-mbert", "mini-gpt2", "minilm"] if kind == "model" else names
 
 
 def first_line(error: BaseException) -> str:

@@ -54,7 +54,7 @@ class Source:
 
 
 def locate(model: str) -> Source:
-    """Find a checkpoint by folder, Hub name, `mini-mbert` (shipped), or `minilm` (English; the extra [minilm]).
+    """Find a checkpoint by folder, Hub name, `mini-mbert` or `mini-gpt2` (shipped), or `minilm` (the extra [minilm]).
 
     A Hub name may end in `@` and a branch, tag or commit. What loading needs is downloaded into the Hub's cache first,
     all of one commit, so that loading itself asks nobody. Raises UserError: 66 where there is no such folder or

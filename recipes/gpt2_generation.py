@@ -21,7 +21,7 @@ from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.generation import GenerationConfig
 from finetune.report import language_model as report
-from finetune.report import opening
+from finetune.report import opening, writing
 from finetune.report.card import model_card
 from finetune.report.results import System
 from finetune.run import Run, environment
@@ -32,12 +32,13 @@ from finetune.trainer import TrainConfig, Trainer
 class Config:
     """Settings of the recipe."""
 
-    model: str = field("openai-community/gpt2", "checkpoint: Hub name or folder")
+    model: str = field("openai-community/gpt2", "Hub name, local folder or mini-gpt2")
     data: TextDataConfig = field(TextDataConfig, "files and columns")
     network: DropoutConfig = field(DropoutConfig, "dropout, and how weights are saved")
     max_length: Annotated[int, Field(gt=1)] = field(256, "tokens of a block or row, and of a window in scoring")
     stride: Annotated[int, Field(gt=0)] | None = field(None, "tokens between windows in scoring; null: max_length / 2")
     generation: GenerationConfig = field(GenerationConfig, "how texts are written by predict and generate")
+    samples: Annotated[int, Field(ge=0)] = field(20, "texts written after training, described beside human ones")
     baseline: Literal["auto", "none"] = field("auto", "auto: an n-gram model beside the neural one")
     train: TrainConfig = field(routes.fine_tuning_loop, "the loop")
     seed: Seed = field(1, "of order, dropout, held-out documents and samples")
@@ -69,6 +70,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     rates = opening.say_costs(run, progress, loop.estimated_seconds, "predicted tokens")
     run.save_model(lambda folder: start.save(folder, config.network, reading.settings()))
     tallies, seconds = judge.final()
+    sampling = writing.Sampling(config.samples, config.generation, config.seed)
+    figures |= writing.try_out(run, judge, splits, routes.affordable(found.learnt)[0], sampling)
     results = report.conclude(run, report.Judged(
         "gpt2_generation", System(start.kind, tallies, progress.seconds), beside, splits, reading,
         {"train": progress.seconds, "evaluate": seconds, "total": time.perf_counter() - began}, rates,
@@ -88,5 +91,6 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     start = load_trained(run.model)
     prompts = routes.prompts_of(inputs, config.data)
     written = generation.write(start.model.network, start.tokenizer, prompts, config.generation, config.seed)
-    report.say_written(run, written, config.generation.max_new_tokens)
-    return generation.predicted_rows(inputs.ids(), prompts, written)
+    writing.say_written(run, written, config.generation.max_new_tokens)
+    given = inputs.sources() if config.data.has_prompts else prompts
+    return generation.predicted_rows(inputs.ids(), given, written)

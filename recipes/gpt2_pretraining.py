@@ -21,7 +21,7 @@ from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.generation import GenerationConfig
 from finetune.report import language_model as report
-from finetune.report import opening
+from finetune.report import opening, writing
 from finetune.report.card import model_card
 from finetune.report.results import System
 from finetune.run import Run, environment
@@ -32,13 +32,14 @@ from finetune.trainer import TrainConfig, Trainer
 class Config:
     """Settings of the recipe."""
 
-    model: str | None = field(None, "checkpoint to go on from: Hub name or folder; null: random weights")
+    model: str | None = field(None, "to go on from: Hub name, folder or mini-gpt2; null: random weights")
     data: TextDataConfig = field(TextDataConfig, "files and columns")
     vocabulary: VocabularyConfig = field(VocabularyConfig, "tokens, learnt from train")
     network: ShapeConfig = field(ShapeConfig, "the model")
     max_length: Annotated[int, Field(gt=1)] = field(256, "tokens of a block, and of a window in scoring")
     stride: Annotated[int, Field(gt=0)] | None = field(None, "tokens between windows in scoring; null: max_length / 2")
     generation: GenerationConfig = field(GenerationConfig, "how texts are written by predict and generate")
+    samples: Annotated[int, Field(ge=0)] = field(20, "texts written after training, described beside human ones")
     baseline: Literal["auto", "none"] = field("auto", "auto: an n-gram model beside the neural one")
     train: TrainConfig = field(routes.pretraining_loop, "the loop")
     seed: Seed = field(1, "of first weights, order, dropout, held-out documents and samples")
@@ -71,6 +72,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     rates = opening.say_costs(run, progress, loop.estimated_seconds, "predicted tokens")
     run.save_model(lambda folder: start.save(folder, config.network, reading.settings()))
     tallies, seconds = judge.final()
+    sampling = writing.Sampling(config.samples, config.generation, config.seed)
+    figures |= writing.try_out(run, judge, splits, routes.affordable(found.learnt)[0], sampling)
     results = report.conclude(run, report.Judged(
         "gpt2_pretraining", System(start.kind, tallies, progress.seconds), beside, splits, reading,
         {"train": progress.seconds, "evaluate": seconds, "total": time.perf_counter() - began}, rates,
@@ -90,5 +93,6 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     start = load_trained(run.model)
     prompts = routes.prompts_of(inputs, config.data)
     written = generation.write(start.model.network, start.tokenizer, prompts, config.generation, config.seed)
-    report.say_written(run, written, config.generation.max_new_tokens)
-    return generation.predicted_rows(inputs.ids(), prompts, written)
+    writing.say_written(run, written, config.generation.max_new_tokens)
+    given = inputs.sources() if config.data.has_prompts else prompts
+    return generation.predicted_rows(inputs.ids(), given, written)

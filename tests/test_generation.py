@@ -1,5 +1,6 @@
 """Writing: as transformers does it, alone as in a batch, by the seed alone, within its rules."""
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -8,7 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GPT2Config,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.generation.logits_process import MinPLogitsWarper, TypicalLogitsWarper
 
 from finetune import config as configuration
@@ -266,3 +281,115 @@ def test_greedy_and_a_search_do_not_write_more_texts_than_they_have() -> None:
         configuration.load(GenerationConfig, ["temperature=0", "num_return_sequences=2"])
     with pytest.raises(UserError, match="no more than 2"):
         configuration.load(GenerationConfig, ["num_beams=2", "num_return_sequences=3"])
+
+
+# Encoder-decoders
+
+SOURCES = [[5, 40, 41, 2], [7, 2], [9, 90, 12, 13, 14, 15, 16, 2], [30, 31, 2]]
+END = 2
+BEAMS: dict[str, Any] = {
+    "num_beams": 3, "num_return_sequences": 2, "length_penalty": 1.0, "no_repeat_ngram_size": 2
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["bart", "t5", "bert2gpt"])
+def reader(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Return a random encoder-decoder (32 dim, 1 layer, 100 entries) whose texts end after some tokens."""
+    ends: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END, "decoder_start_token_id": 1}
+    made: PreTrainedModel
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        if request.param == "bart":
+            made = BartForConditionalGeneration(BartConfig(
+                vocab_size=100, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=48,
+                init_std=0.3, forced_eos_token_id=None, **ends,
+            ))  # fmt: skip
+        elif request.param == "t5":
+            made = T5ForConditionalGeneration(T5Config(
+                vocab_size=100, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, initializer_factor=3.0, **ends
+            ))  # fmt: skip
+        else:
+            one = BertConfig(
+                vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                max_position_embeddings=48, initializer_range=0.3, pad_token_id=0,
+            )  # fmt: skip
+            other = GPT2Config(
+                vocab_size=100, n_embd=32, n_layer=1, n_head=2, n_positions=48, initializer_range=0.3,
+                add_cross_attention=True, is_decoder=True, bos_token_id=1, eos_token_id=END,
+            )  # fmt: skip
+            shape = EncoderDecoderConfig.from_encoder_decoder_configs(one, other, **ends)
+            made = EncoderDecoderModel(config=shape)
+            for name, value in ends.items():
+                setattr(made.generation_config, name, value)
+    return made.eval()
+
+
+def of_transformers(network: PreTrainedModel, source: list[int], **settings: Any) -> list[list[int]]:
+    found = network.generate(
+        torch.tensor([source]), attention_mask=torch.ones(1, len(source), dtype=torch.long), do_sample=False,
+        max_new_tokens=9, **settings,
+    )  # fmt: skip
+    rows = [row[1:].tolist() for row in found]
+    return [row[: row.index(END)] if END in row else row for row in rows]
+
+
+def answers(network: PreTrainedModel, sources: Sequence[Sequence[int]], **settings: Any) -> list[list[Generated]]:
+    config = GenerationConfig(max_new_tokens=9, **settings)
+    return generation.generate(network, sources, config, END, 1, decode=lambda tokens: str(list(tokens)))
+
+
+def test_an_encoder_decoder_writes_what_transformers_writes(reader: PreTrainedModel) -> None:
+    found = tokens_of(answers(reader, SOURCES, temperature=0))
+    assert [list(map(list, several)) for several in found] == [of_transformers(reader, one) for one in SOURCES]
+    assert len(set(itertools.chain(*found))) > 1, "the source says nothing"
+    found = tokens_of(answers(reader, SOURCES, **BEAMS))
+    expected = [of_transformers(reader, one, early_stopping=False, **BEAMS) for one in SOURCES]
+    assert [list(map(list, several)) for several in found] == expected
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, BEAMS, {"num_return_sequences": 3}])
+def test_a_source_gives_the_same_text_alone_and_in_any_batch(reader: PreTrainedModel, settings: dict[str, Any]) -> None:
+    together = tokens_of(answers(reader, SOURCES, **settings))
+    assert together == [tokens_of(answers(reader, [one], **settings))[0] for one in SOURCES]
+    assert together == tokens_of(answers(reader, SOURCES[::-1], **settings))[::-1]
+
+
+def test_rows_of_an_encoder_decoder_leave_the_batch_when_they_end(reader: PreTrainedModel) -> None:
+    hot = {"num_return_sequences": 20, "temperature": 20.0}
+    together = tokens_of(answers(reader, SOURCES, **hot))
+    assert len({len(tokens) for several in together for tokens in several}) > 2
+    assert together == [tokens_of(answers(reader, [one], **hot))[0] for one in SOURCES]
+
+
+def test_a_text_begins_with_the_language_that_is_forced(reader: PreTrainedModel) -> None:
+    assert generation.first_tokens(reader) == [1]
+    plain = tokens_of(answers(reader, SOURCES, temperature=0))
+    reader.generation_config.forced_bos_token_id = 50
+    try:
+        assert generation.first_tokens(reader) == [1, 50]
+        assert tokens_of(answers(reader, SOURCES, temperature=0)) != plain
+    finally:
+        reader.generation_config.forced_bos_token_id = None
+    start, reader.generation_config.decoder_start_token_id = reader.generation_config.decoder_start_token_id, None
+    of_config, reader.config.decoder_start_token_id = reader.config.decoder_start_token_id, None
+    try:
+        with pytest.raises(UserError, match="set decoder_start_token_id in its config"):
+            answers(reader, SOURCES)
+    finally:
+        reader.generation_config.decoder_start_token_id, reader.config.decoder_start_token_id = start, of_config
+
+
+def test_sources_keep_their_special_tokens_and_lose_their_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    around = copy.deepcopy(tokenizer)
+    around.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    config = GenerationConfig(max_new_tokens=4)
+    rows, cut = generation.encode_sources(around, ["ab", "a" * 8, "<|endoftext|>"], config, 8)
+    assert [len(row) for row in rows] == [3, 8, 8]
+    assert {row[-1] for row in rows} == {0}
+    assert cut == 2
+    assert 0 not in rows[2][:-1]  # what looks like an end inside a text is text
+    with pytest.raises(UserError, match="max_new_tokens=4 is more than the 3 tokens"):
+        generation.encode_sources(around, ["ab"], config, 3)

@@ -1,9 +1,10 @@
 """Pretraining, fine-tuning and writing with GPT-2 through the command line, beside a cheap language model."""
 
+import functools
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import types
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,11 +16,15 @@ from calling import call, done, private_cache, read_jsonl, train_toy
 from pretexts import WORDS, sentence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune import commands
+from finetune import commands, pretrained, text_quality
 from finetune import config as configuration
 from finetune.causal import routes
 from finetune.causal.corpus import TextDataConfig, read_split, read_splits
+from finetune.causal.model import load_trained
+from finetune.data import shipped as shipping
 from finetune.errors import Exit, UserError
+from finetune.ngrams import NgramModel
+from finetune.report import writing
 from recipes.gpt2_generation import Config
 
 SMALL = (
@@ -30,27 +35,6 @@ SMALL = (
 )  # fmt: skip
 ANSWERS = dict(zip(WORDS[:4], "ABCD", strict=True))
 Ended = tuple[Path, dict[str, Any]]
-
-
-class Letters:
-    """A stand-in for the n-gram model: each byte by its frequency, an end as often as there are texts."""
-
-    name = "byte frequencies"
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.counts = Counter(byte for text in texts for byte in [*text.encode(), -1])
-
-    def bits_each(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the negative log2-probability of each text, one added to each count."""
-        total = sum(self.counts.values()) + 257
-        each = [[math.log2((self.counts[byte] + 1) / total) for byte in [*text.encode(), -1]] for text in texts]
-        return -np.array([sum(one) for one in each])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cheap() -> Iterator[None]:
-    with mock.patch.object(routes, "fit_baseline", Letters):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +56,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained_run(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    with private_cache(folder.parent):
+    single = types.SimpleNamespace(fit=functools.partial(NgramModel.fit, order=1))  # which so short a training beats
+    with private_cache(folder.parent), mock.patch.object(routes, "NgramModel", single):
         outcome = done(
             "train", "gpt2_pretraining", f"data.train={texts}/train.txt", f"data.test={texts}/test.txt", *SMALL,
             "train.num_train_epochs=4", f"output_dir={folder}", "--json",
@@ -96,7 +81,7 @@ def completing_run(pretrained_run: Ended, texts: Path, tmp_path_factory: pytest.
     return folder, outcome.json
 
 
-def test_pretraining_beats_the_cheap_model_in_bits_per_byte(pretrained_run: Ended) -> None:
+def test_pretraining_beats_single_bytes_in_bits_per_byte(pretrained_run: Ended, texts: Path) -> None:
     folder, results = pretrained_run
     assert results["task"] == "language modelling"
     assert set(results["scores"]["test"]) == {"bits_per_byte", "perplexity", "loss"}
@@ -106,6 +91,11 @@ def test_pretraining_beats_the_cheap_model_in_bits_per_byte(pretrained_run: Ende
     own, cheap = (side["test"]["bits_per_byte"]["value"] for side in (results["scores"], results["baseline"]["scores"]))
     assert results["comparison"]["difference"] == pytest.approx(cheap - own)
     assert own < cheap
+    assert results["baseline"]["name"] == "byte 1-grams, Kneser-Ney"
+    train = read_splits(TextDataConfig(train=f"{texts}/train.txt"), seed=1)["train"].texts()
+    rows = read_jsonl(folder / "predictions" / "baseline.test.jsonl")
+    expected = NgramModel.fit(train, 1).bits_each([row["text"] for row in rows])
+    assert [row["bits"] for row in rows] == pytest.approx(expected.tolist())
     assert "32 tokens, 16 tokens apart" in results["definitions"]["bits_per_byte"]
     figures = results["diagnostics"]
     assert figures["blocks"] == math.ceil(figures["tokens"] / 32)
@@ -163,7 +153,7 @@ def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Pat
     folder, results = completing_run
     assert results["scores"]["validation"]["loss"]["value"] < 0.5
     predicted = done("predict", folder, "--input", write_asks(tmp_path), "--json").json
-    assert {row["source"].strip(): row["predicted"] for row in predicted} == ANSWERS
+    assert {row["source"]: row["predicted"] for row in predicted} == ANSWERS
     answer = done("generate", folder, "--prompt", "river", "--json").json
     assert answer["texts"] == [ANSWERS["river"]]
     assert set(answer) == {"prompt", "seed", "texts", "seconds"}
@@ -193,6 +183,71 @@ def test_generate_is_reproducible_and_says_what_it_took(pretrained_run: Ended) -
     assert streamed.out == one.json["texts"][0] + "\n"
 
 
+def test_texts_are_written_after_training_and_described_beside_human_ones(
+    pretrained_run: Ended, completing_run: Ended
+) -> None:
+    folder, results = pretrained_run
+    told, rows = results["diagnostics"]["written"], read_jsonl(folder / "predictions" / "written.jsonl")
+    originals = {row["id"]: row["text"] for row in read_jsonl(folder / "predictions" / "test.jsonl")}
+    assert told["texts"] == len(rows) == 20
+    for row in rows:
+        assert 0 < len(row["prompt"]) <= len(originals[row["id"]]) / 4
+        assert originals[row["id"]].startswith(row["prompt"] + row["human"])
+    train = commands._read("train", str(told_file(folder)), TextDataConfig()).texts()
+    for name, column in (("own", "written"), ("human", "human")):
+        expected = text_quality.quality([row[column] for row in rows], train)
+        assert {key: told[name][key] for key in expected} == pytest.approx(expected)
+        assert expected["copied_8"] < 1
+        assert told[name]["perplexity"] > 1
+    assert told["definitions"].keys() == told["own"].keys() - {"median_words", "least_words", "most_words"}
+    folder, results = completing_run
+    rows = read_jsonl(folder / "predictions" / "written.jsonl")
+    assert {row["prompt"].strip(): row["human"] for row in rows} == ANSWERS
+    assert [row["written"] for row in rows] == [row["human"] for row in rows]
+
+
+def told_file(folder: Path) -> Path:
+    """Return the training file that a run names."""
+    return Path(str(configuration.read_yaml(folder / "config.yaml")["data.train"][0]))
+
+
+def test_the_perplexity_of_a_text_is_after_its_prompt(pretrained_run: Ended) -> None:
+    start = load_trained(pretrained_run[0] / "model")
+    judge = routes.Judge(start, {}, routes.Reading.of(32, None, TextDataConfig(), start.context), "no")
+    prompt, text = "the cat", " sees river"
+    tokens = [0, *start.tokenizer(prompt)["input_ids"], *start.tokenizer(text)["input_ids"]]
+    before = 1 + len(start.tokenizer(prompt)["input_ids"])
+    with torch.no_grad():
+        logs = start.model.network(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)
+    nats = [-float(logs[place - 1, tokens[place]]) for place in range(before, len(tokens))]
+    assert writing._perplexity(judge, [prompt, ""], [text, ""]) == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
+    assert writing._perplexity(judge, [prompt], [""]) == 0
+
+
+def test_generate_describes_what_it_wrote(pretrained_run: Ended, tmp_path: Path) -> None:
+    given = ("generate", pretrained_run[0], "--prompt", "the", "--num-return-sequences", 4, "--quality")
+    found = done(*given, "--json").json
+    (row,), told = found["generated"], found["quality"]
+    assert told["texts"] == len(row["texts"]) == 4
+    train = commands._read("train", str(told_file(pretrained_run[0])), TextDataConfig()).texts()
+    assert told["figures"] == pytest.approx(text_quality.quality(row["texts"], train))
+    shown = done(*given).out
+    assert "\nquality   different pairs" in shown
+    assert "longest run of words from train" in shown
+    plain = done("generate", pretrained_run[0] / "model", *given[2:], "--json").json
+    assert "copied_8" not in plain["quality"]["figures"]  # a folder does not know its training text
+
+
+def test_quality_goes_without_training_files_that_are_gone(
+    pretrained_run: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(name: str, files: object, config: object) -> object:
+        raise UserError(Exit.NO_INPUT, "train.txt: no such file")
+
+    monkeypatch.setattr(commands, "_read", read)
+    assert "copied_8" not in commands.quality(str(pretrained_run[0]), ["a b"])["figures"]
+
+
 def test_generate_cuts_a_long_prompt_with_a_notice_and_refuses_what_cannot_be(pretrained_run: Ended) -> None:
     folder = pretrained_run[0]
     assert "1 prompt cut on the left" in done("generate", folder, "--prompt", "the cat " * 60).err
@@ -217,6 +272,37 @@ def test_a_folder_without_a_tokenizer_is_refused(pretrained_run: Ended, tmp_path
     assert "tokenizer files are missing" in outcome.err
 
 
+def test_a_shipped_name_is_looked_for_with_what_is_shipped(
+    pretrained_run: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place(name: str) -> Path:
+        assert name == "checkpoints/mini-gpt2"
+        return pretrained_run[0] / "model"
+
+    for module in (commands, pretrained):
+        monkeypatch.setattr(module, "shipped", place)
+    by_name, by_folder = (
+        done("generate", run, "--prompt", "the cat", "--temperature", 0, "--json").json["texts"]
+        for run in ("mini-gpt2", pretrained_run[0] / "model")
+    )
+    assert by_name == by_folder
+    assert pretrained.locate("mini-gpt2").name == "mini-gpt2"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("generate", "mini-gpt2", "--prompt", "a"), ("train", "gpt2_generation", "model=mini-gpt2")]
+)
+def test_a_checkpoint_that_is_not_installed_is_told_in_one_line(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(shipping, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    more = (f"data.train={texts}/train.txt", f"output_dir={tmp_path}/run") if arguments[0] == "train" else ()
+    outcome = call(*arguments, *more)
+    assert outcome.code == Exit.NO_INPUT
+    assert "mini-gpt2, which finetune-recipes ships, is not installed" in outcome.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_classifier_is_told_to_predict(tiny_model: Path, tmp_path: Path) -> None:
     run = train_toy(tmp_path, tiny_model, "baseline=none", "train.num_train_epochs=1")
     outcome = call("generate", run, "--prompt", "a")
@@ -224,8 +310,14 @@ def test_a_classifier_is_told_to_predict(tiny_model: Path, tmp_path: Path) -> No
     assert f"finetune predict {run}" in outcome.err
 
 
-def test_gpt2_classifies_through_the_recipe_of_bert(tiny_gpt2: Path, tmp_path: Path) -> None:
-    run = train_toy(tmp_path, tiny_gpt2, "baseline=none", "max_length=48")
+def test_gpt2_classifies_through_the_recipe_of_bert_without_a_pad_token(tiny_gpt2: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_gpt2, tmp_path / "gpt2")
+    for name in ("config.json", "tokenizer_config.json"):  # as OpenAI published it
+        path = tmp_path / "gpt2" / name
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({key: stored[key] for key in stored if not key.startswith("pad_token")}))
+    run = train_toy(tmp_path, tmp_path / "gpt2", "baseline=none", "max_length=48")
+    assert AutoTokenizer.from_pretrained(run / "model").pad_token == "<|endoftext|>"
     rows = read_jsonl(run / "predictions" / "test.jsonl")
     assert len(rows) == 24
     assert {len(row["probabilities"]) for row in rows} == {3}
@@ -273,7 +365,7 @@ def test_documents_of_one_token_are_read(tiny_gpt2: Path, tmp_path: Path) -> Non
         "train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true", f"output_dir={tmp_path}/run",
     )  # fmt: skip
     assert "bits_per_byte" in outcome.out
-    assert "byte frequencies" in outcome.out
+    assert "byte 3-grams, Kneser-Ney" in outcome.out
     assert "text-generation" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
 
 

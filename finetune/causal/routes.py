@@ -1,11 +1,10 @@
 """The ways into and out of a language model: weights and texts to begin with, the loop's settings, its judge."""
 
-import importlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,28 +19,12 @@ from finetune.causal.tokenizer import TextEncoder, VocabularyConfig
 from finetune.data.batching import Examples
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError, did_you_mean
+from finetune.ngrams import NgramModel
 from finetune.trainer import TrainConfig
 
 PRETRAINING_EPOCHS = 1
 FINE_TUNING_EPOCHS = 3
 MOST_BASELINE_BYTES = 50_000_000  # n-grams need about 40 bytes of memory for each byte of text
-
-
-class Baseline(Protocol):
-    """A cheap language model that is fitted to texts."""
-
-    @property
-    def name(self) -> str:
-        """Return what it is called in sentences."""
-
-    def bits_each(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the negative log2-probability of each text's UTF-8 bytes and its end, (texts,)."""
-
-
-def fit_baseline(texts: Sequence[str]) -> Baseline:
-    """Fit the cheap system that stands beside a neural one."""
-    fitted: Baseline = importlib.import_module("finetune.ngrams").NgramModel.fit(texts)
-    return fitted
 
 
 def pretraining_loop() -> TrainConfig:
@@ -235,14 +218,20 @@ class Judge:
         return perplexity.tally(self.start, self.texts[name], self.reading.window, self.reading.stride, self.precision)
 
 
+def affordable(texts: Sequence[str]) -> tuple[Sequence[str], int]:
+    """Return the texts, or evenly so many of them as may be counted in memory; also, of how many each is one."""
+    part = max(1, -(-sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // MOST_BASELINE_BYTES))
+    return texts[::part], part
+
+
 def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     """Fit the cheap system to the texts of train; return its name, its tally of each split and the seconds of fitting.
 
     It reads completions without their prompts, and of a large train evenly as many texts as memory allows.
     """
-    part = max(1, -(-found.figures["bytes"] // MOST_BASELINE_BYTES))
+    learnt, part = affordable(found.learnt)
     began = time.perf_counter()
-    system = fit_baseline(found.learnt[::part])
+    system = NgramModel.fit(learnt)
     seconds = time.perf_counter() - began
     tallies = {}
     for name, one in found.texts.items():

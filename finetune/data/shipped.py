@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune.errors import Exit, UserError
 
-CHECKPOINTS = ("mini-mbert",)  # names that `model=` takes
+CHECKPOINTS = ("mini-mbert", "mini-gpt2")  # names that `model=` takes
 
 
 def shipped(name: str) -> Path:

@@ -9,7 +9,6 @@ from finetune.causal.model import Start
 from finetune.causal.perplexity import DECIDES
 from finetune.causal.routes import Material, Reading
 from finetune.data.columns import Split
-from finetune.generation import Written
 from finetune.report.results import Judging, System, beside, judged_split
 from finetune.run import Run
 from finetune.terminal import count, duration, shown
@@ -48,15 +47,6 @@ def say_material(run: Run, start: Start, found: Material, reading: Reading) -> d
             run.say("warning", f"{long} of train above max_length={reading.window}: they {done[reading.data.on_long]}")
     run.say("", f"scored in windows of {reading.window} tokens, {reading.stride} apart, each {noun} by itself")
     return figures | {"window": reading.window, "stride": reading.stride, "vocabulary": len(start.tokenizer)}
-
-
-def say_written(run: Run, written: Written, longest: int) -> None:
-    """Tell which prompts were cut, how fast texts were written, and what keys and values took."""
-    if written.cut:
-        room = f"to leave room for {count(longest, 'token')} in what the model reads"
-        run.say("note", f"{count(written.cut, 'prompt')} cut on the left, {room}")
-    speed = f"{written.tokens_per_second:,.0f} tokens/s · {written.cache_bytes / 1e6:.1f} MB of keys and values"
-    run.say("written", f"{count(written.tokens, 'token')} · {speed}")
 
 
 def run_baselines(run: Run, found: Material) -> list[System]:

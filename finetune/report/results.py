@@ -170,8 +170,8 @@ def combined(seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
     chosen = max(each, key=lambda seed: sign * float(each[seed]["scores"]["validation"][judging.chooses]["value"]))
     results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}
     results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
-    if "errors" in of_first:
-        results["diagnostics"]["errors"] = each[chosen]["diagnostics"]["errors"]
+    of_chosen = each[chosen]["diagnostics"]
+    results["diagnostics"] |= {key: of_chosen[key] for key in ("errors", "written") if key in of_chosen}
     results["seeds"] = {str(n): {"scores": part["scores"], "seconds": part["seconds"]} for n, part in each.items()}
     results["seconds"] = {key: sum(part["seconds"][key] for part in each.values()) for key in first["seconds"]}
     rates = first["throughput"]
