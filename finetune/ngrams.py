@@ -71,7 +71,7 @@ class NgramModel:
         predicted = stream != BEGIN
         keys = _ending_here(self.alphabet.codes[stream], self.order, self.alphabet)[predicted]
         row = np.cumsum(~predicted)[predicted] - 1
-        return np.bincount(row, weights=-np.log2(self._probabilities(keys)), minlength=len(texts))
+        return np.bincount(row, weights=-np.log2(self._probabilities(keys)))
 
     def distribution(self, before: str) -> np.ndarray:
         """Return the probability of each next byte, and last that of the end, after the beginning of a text, (257,)."""

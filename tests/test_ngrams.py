@@ -101,7 +101,7 @@ def test_bits_add_up_the_distribution_of_each_byte_and_of_the_end() -> None:
     steps = [model.distribution(text.encode()[:i].decode("utf-8", "ignore")) for i in range(4)]
     expected = sum(-math.log2(step[byte]) for step, byte in zip(steps, b"ab c", strict=True))
     assert model.bits("ab c") == pytest.approx(expected - math.log2(model.distribution("ab c")[-1]))
-    assert math.isfinite(model.bits(text + "\ud800"))
+    assert model.bits(text) < model.bits(text + "\ud800") < math.inf
 
 
 def test_a_text_costs_the_same_alone_and_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +135,8 @@ def test_samples_are_of_the_seed_and_look_like_train() -> None:
     assert model.sample(2, 4) == "abca"
     assert model.sample(2, 3, before="ab").startswith("ca")
     assert model.sample(1, 0) == ""
+    assert NgramModel.fit(["ab"] * 50, 4).sample(1, 100) == "ab"  # it ends
+    assert NgramModel.fit(["éé"] * 50, 4).sample(1, 3) == "é"  # without half a character
 
 
 def test_errors_name_the_orders_that_fit() -> None:
@@ -144,4 +146,13 @@ def test_errors_name_the_orders_that_fit() -> None:
     with pytest.raises(UserError, match="allow 1 to 9") as long:
         NgramModel.fit(["".join(map(chr, range(32, 120)))], 10)
     assert long.value.code == Exit.USAGE
-    assert NgramModel.fit([bytes(range(128)).decode(), "é狗"], 7).order == 7
+    with pytest.raises(UserError, match="n-grams of order 0"):
+        NgramModel.fit(["a"], 0)
+    assert NgramModel.fit([bytes(range(128)).decode(), "é狗"], 7).name == "byte 7-grams, Kneser-Ney"
+
+
+def test_no_order_is_tried_that_does_not_fit_and_short_texts_have_long_orders_too() -> None:
+    varied = "".join(map(chr, [*range(32, 160)]))  # 8 bits a byte: 8 of them in a number
+    assert NgramModel.fit([(varied + "x" + varied[::-1]) * 60]).order <= 8
+    model = NgramModel.fit(["abc"] * 20, 8)
+    assert model.bits("abc") < 1 < model.bits("a") < math.inf
