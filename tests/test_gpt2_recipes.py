@@ -138,10 +138,11 @@ def test_a_run_goes_on_from_a_checkpoint_and_compares_with_it(
     folder, before = pretrained_run
     outcome = done(
         "train", "gpt2_pretraining", f"data.train={texts}/train.txt", f"data.test={texts}/test.txt",
-        f"model={folder}/model", "baseline=none", *SMALL[6:], "train.num_train_epochs=2", f"output_dir={tmp_path}/more",
-        "--json",
+        f"model={folder}/model", "baseline=none", "samples=0", *SMALL[6:], "train.num_train_epochs=2",
+        f"output_dir={tmp_path}/more", "--json",
     )  # fmt: skip
     assert "comparison" not in outcome.json
+    assert "written" not in outcome.json["diagnostics"]
     after = outcome.json["scores"]["test"]["bits_per_byte"]["value"]
     assert after < before["scores"]["test"]["bits_per_byte"]["value"]
     (compared,) = done("compare", tmp_path / "more", folder, "--json").json
@@ -272,6 +273,20 @@ def test_a_folder_without_a_tokenizer_is_refused(pretrained_run: Ended, tmp_path
     assert "tokenizer files are missing" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("made_as", "recipe"),
+    [
+        ("GPT2LMHeadModel", "gpt2_generation"),
+        ("LlamaForCausalLM", "gpt2_generation"),
+        ("BertForMaskedLM", "bert_pretraining"),
+        ("GPT2ForSequenceClassification", "bert_classification"),
+    ],
+)
+def test_a_plain_folder_is_used_by_the_recipe_of_its_class(made_as: str, recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [made_as]}), encoding="utf-8")
+    assert commands._recipe_of(tmp_path) == recipe
+
+
 def test_a_shipped_name_is_looked_for_with_what_is_shipped(
     pretrained_run: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +371,12 @@ def test_an_empty_completion_is_told_with_its_line(texts: Path, tiny_gpt2: Path,
     outcome = call("train", "gpt2_generation", f"data.train={path}", *columns, f"model={tiny_gpt2}")
     assert outcome.code == Exit.BAD_DATA
     assert "pairs.csv:3" in outcome.err
+    path.write_text("prompt,completion\na,\nc,\n", encoding="utf-8")
+    skipping = ("data.on_empty=skip", f"model={tiny_gpt2}", f"output_dir={tmp_path}/run")
+    outcome = call("train", "gpt2_generation", f"data.train={path}", *columns, *skipping)
+    assert outcome.code == Exit.BAD_DATA
+    assert "pairs.csv" in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_documents_of_one_token_are_read(tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -375,11 +396,14 @@ def test_of_several_seeds_the_best_is_the_one_with_the_fewest_bits(
     found = done(
         "train", "gpt2_generation", f"data.train={texts}/train.txt", f"model={tiny_gpt2}", "max_length=16",
         "train.max_steps=3", "train.mixed_precision=no", "train.use_cpu=true", "seeds=[1,2]", "network.dropout=0.5",
-        f"output_dir={tmp_path}/run", "--json",
+        "samples=2", f"output_dir={tmp_path}/run", "--json",
     ).json  # fmt: skip
     bits = {seed: one["scores"]["validation"]["bits_per_byte"]["value"] for seed, one in found["seeds"].items()}
     assert bits["1"] != bits["2"]
-    assert found["diagnostics"]["best_seed_on_validation"] == int(min(bits, key=lambda seed: bits[seed]))
+    best = int(min(bits, key=lambda seed: bits[seed]))
+    assert found["diagnostics"]["best_seed_on_validation"] == best
+    alone = json.loads((tmp_path / "run" / f"seed-{best}" / "results.json").read_text(encoding="utf-8"))
+    assert found["diagnostics"]["written"] == alone["diagnostics"]["written"]
     assert found["scores"]["validation"]["bits_per_byte"]["value"] == pytest.approx(np.mean([*bits.values()]))
 
 

@@ -88,14 +88,16 @@ def test_a_changed_token_changes_nothing_in_other_documents(network: PreTrainedM
             assert not moved[document[-1] + 1 :].any()
 
 
-def test_a_document_has_the_same_states_in_a_block_and_alone(network: PreTrainedModel) -> None:
-    model = LanguageModel(network)
+def test_a_document_has_the_same_states_in_a_block_and_alone(
+    network: PreTrainedModel, tiny_llama: PreTrainedModel
+) -> None:
     rows = torch.tensor([[END, 5, 6, 7, END, 8, END, 9, 10, 11]])
-    with torch.no_grad():
-        packed = model.states(rows, positions(rows, END))[0]
-        for part in (slice(0, 4), slice(4, 6), slice(6, 10)):
-            alone = network.base_model(rows[:, part]).last_hidden_state[0]
-            torch.testing.assert_close(packed[part], alone, rtol=1e-5, atol=1e-5)
+    for one in (network, tiny_llama):
+        with torch.no_grad():
+            packed = LanguageModel(one).states(rows, positions(rows, END))[0]
+            for part in (slice(0, 4), slice(4, 6), slice(6, 10)):
+                alone = one.base_model(rows[:, part]).last_hidden_state[0]
+                torch.testing.assert_close(packed[part], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_the_mask_is_what_transformers_makes_of_positions_without_a_cache(network: PreTrainedModel) -> None:

@@ -21,6 +21,7 @@ from finetune.seq2seq.loss import summed_cross_entropy
 
 Count = Annotated[int, Field(gt=0)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
+WRITERS = ("LMHeadModel", "ForCausalLM")  # ends of the class names of models that go on from a text
 
 
 @configclass
@@ -157,7 +158,7 @@ def load(source: pretrained.Source) -> Start:
     """Load a language model with its tokenizer; raises UserError (65) where it is none, or its text has no end."""
     tokenizer = pretrained.load_tokenizer(source)
     made_as = str((read_json(Path(source.path) / "config.json").get("architectures") or [""])[0])
-    if not made_as.endswith(("LMHeadModel", "ForCausalLM")):
+    if not made_as.endswith(WRITERS):
         what = f"model={source.name} is {made_as or 'without an output layer'}, no decoder-only language model"
         raise UserError(Exit.BAD_DATA, f"{what}; give GPT-2 or its kin, e.g. model=openai-community/gpt2")
     if tokenizer.eos_token_id is None:

@@ -18,8 +18,9 @@ JUDGED_BY = "accuracy"
 SAME_FOR_ALL = ("recipe", "task", "model", "definitions", "baseline", "baselines")  # parts of a result that seeds share
 KEPT_OF_FIRST = (
     "system", "labels", "language", "judged_on", "rows", "skipped_rows", "skipped_turns", "resolution", "parameters",
-    "signatures",
+    "signatures", "ceiling",
 )  # fmt: skip
+OF_CHOSEN = ("errors", "written", "summaries")  # diagnostics of the best seed, not of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def combined(seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
     results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}
     results["diagnostics"] |= {"seeds": list(each), "best_seed_on_validation": chosen}
     of_chosen = each[chosen]["diagnostics"]
-    results["diagnostics"] |= {key: of_chosen[key] for key in ("errors", "written") if key in of_chosen}
+    results["diagnostics"] |= {key: of_chosen[key] for key in OF_CHOSEN if key in of_chosen}
     results["seeds"] = {str(n): {"scores": part["scores"], "seconds": part["seconds"]} for n, part in each.items()}
     results["seconds"] = {key: sum(part["seconds"][key] for part in each.values()) for key in first["seconds"]}
     rates = first["throughput"]

@@ -32,6 +32,8 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
         lines.append(line("gaps", correlation_text(results["diagnostics"]["languages"])))
     elif "comparison" in results:
         lines.append(line("verdict", verdict_text(results)))
+    if "ceiling" in results["diagnostics"]:
+        lines.append(line("ceiling", ceiling_text(results["diagnostics"]["ceiling"])))
     if "budget" in results["diagnostics"]:
         lines += budget_lines(results["diagnostics"]["budget"])
     errors = results["diagnostics"].get("errors", [])
@@ -75,6 +77,12 @@ def cost_lines(results: Mapping[str, Any]) -> list[str]:
         least = 100 * results["diagnostics"]["resolution"]
         lines.append(f"This test set can show differences from {least:.1f} points up.")
     return lines
+
+
+def ceiling_text(ceiling: Mapping[str, Any]) -> str:
+    """Return what a system that was told the answers would reach: `oracle extract · rouge1 50.1 [...]`."""
+    metric, score = next(iter(ceiling["scores"].items()))
+    return f"{ceiling['name']} · {metric} {shown(metric, score)}: sentences of the source, chosen by the references"
 
 
 def seeds_text(results: Mapping[str, Any], judged: str) -> str:

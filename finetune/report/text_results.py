@@ -1,10 +1,10 @@
 """Assembles results.json and the prediction files of a run that writes texts, as results.py does for labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from finetune import text_baselines, text_evaluation, text_metrics
+from finetune import text_baselines, text_evaluation, text_metrics, text_quality
 from finetune.data.columns import Split
 from finetune.report import language_model, pretraining
 from finetune.report.results import Conclusion, Judging, System, beside, judged_split, of_labels, told
@@ -41,6 +41,8 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
         "throughput": dict(found.throughput),
         "definitions": {name: text_metrics.DEFINITIONS[name] for name in task.metrics},
     }
+    if task.name == text_baselines.SUMMARIES:
+        results["diagnostics"] |= of_summaries(predictions, found.splits["train"].targets(), task)
     if found.baselines:
         # Chosen on validation, so that the test set has no say in what it is compared with.
         by_name = {one.name: one for one in found.baselines}
@@ -54,6 +56,25 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
     run.write_predictions("errors", diagnosis["errors"])
     run.write_results(results)
     return results
+
+
+def of_summaries(found: TextPredictions, learnt: Sequence[str], task: Task) -> dict[str, Any]:
+    """Return what summaries are like beside those that people wrote, and how good an extract can be.
+
+    "summaries" has figures of the system's texts (`own`) and of the first references (`human`); "ceiling" the scores of
+    the sentences that suit the references best, which nothing but the references can tell.
+    """
+    human = [several[0] for several in found.references]
+    figures = {
+        name: text_quality.quality(texts, learnt) | text_quality.beside_sources(found.sources, texts)
+        for name, texts in (("own", found.predicted), ("human", human))
+    }
+    extracts = text_baselines.oracle_extracts(found.sources, found.references)
+    best = TextPredictions(found.ids, found.sources, found.references, extracts)
+    return {
+        "summaries": figures | {"definitions": text_quality.DEFINITIONS},
+        "ceiling": {"name": "oracle extract", "scores": text_evaluation.score(best, task)},
+    }
 
 
 def of_texts(task: Task) -> Judging:
