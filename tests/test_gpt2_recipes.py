@@ -16,13 +16,14 @@ from calling import call, done, private_cache, read_jsonl, train_toy
 from pretexts import WORDS, sentence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune import commands, pretrained, text_quality
+from finetune import commands, generation, pretrained, text_quality
 from finetune import config as configuration
 from finetune.causal import routes
 from finetune.causal.corpus import TextDataConfig, read_split, read_splits
 from finetune.causal.model import load_trained
 from finetune.data import shipped as shipping
 from finetune.errors import Exit, UserError
+from finetune.generation import GenerationConfig
 from finetune.ngrams import NgramModel
 from finetune.report import writing
 from recipes.gpt2_generation import Config
@@ -223,6 +224,19 @@ def test_the_perplexity_of_a_text_is_after_its_prompt(pretrained_run: Ended) -> 
     nats = [-float(logs[place - 1, tokens[place]]) for place in range(before, len(tokens))]
     assert writing._perplexity(judge, [prompt, ""], [text, ""]) == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
     assert writing._perplexity(judge, [prompt], [""]) == 0
+
+
+def test_equal_prompts_get_samples_of_their_own(tiny_gpt2: Path) -> None:
+    start = load_trained(tiny_gpt2)
+    config = GenerationConfig(max_new_tokens=8)
+    _, own = writing.one_each(start, ["a", "b", "a", "a"], config, 1)
+    three = generation.write(
+        start.model.network, start.tokenizer, ["a", "b"], GenerationConfig(max_new_tokens=8, num_return_sequences=3), 1
+    )
+    assert own == [three.texts[0][0], three.texts[1][0], three.texts[0][1], three.texts[0][2]]
+    assert len(set(own)) == 4
+    _, own = writing.one_each(start, ["a", "a"], GenerationConfig(max_new_tokens=8, temperature=0), 1)
+    assert own[0] == own[1]
 
 
 def test_generate_describes_what_it_wrote(pretrained_run: Ended, tmp_path: Path) -> None:

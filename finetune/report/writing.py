@@ -1,7 +1,9 @@
 """What a language model writes: some texts after training beside human ones, their figures, what writing took."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -56,11 +58,10 @@ def try_out(
     start, split = judge.start, splits[judged_split(splits)]
     longest = min(asked.config.max_new_tokens, start.context)
     shortest = min(asked.config.min_new_tokens, longest)
-    config = replace(asked.config, max_new_tokens=longest, min_new_tokens=shortest, num_return_sequences=1)
+    config = replace(asked.config, max_new_tokens=longest, min_new_tokens=shortest)
     rows = np.unique(np.linspace(0, len(split) - 1, min(asked.texts, len(split))).round().astype(int)).tolist()
     prompts, human = parted(split.select(rows), judge.reading, start, longest)
-    written = generation.write(start.model.network, start.tokenizer, prompts, config, asked.seed)
-    own = [several[0] for several in written.texts]
+    written, own = one_each(start, prompts, config, asked.seed)
     figures = {
         name: text_quality.quality(texts, learnt) | {"perplexity": _perplexity(judge, prompts, texts)}
         for name, texts in (("own", own), ("human", human))
@@ -75,6 +76,16 @@ def try_out(
         run.say("", line)
     cost = {"tokens_per_second": written.tokens_per_second, "cache_bytes": written.cache_bytes}
     return {"written": {"texts": len(own), **figures, **cost, "definitions": definitions(figures["own"])}}
+
+
+def one_each(start: Start, prompts: Sequence[str], config: GenerationConfig, seed: int) -> tuple[Written, list[str]]:
+    """Go on from each prompt once; equal prompts get samples of their own, where samples are drawn."""
+    times = Counter(prompts)
+    copies = max(times.values()) if config.samples else 1
+    wanted = replace(config, num_return_sequences=copies)
+    written = generation.write(start.model.network, start.tokenizer, list(times), wanted, seed)
+    left = {prompt: cycle(texts) for prompt, texts in zip(times, written.texts, strict=True)}
+    return written, [next(left[prompt]) for prompt in prompts]
 
 
 def parted(split: Split, reading: Reading, start: Start, longest: int) -> tuple[list[str], list[str]]:
