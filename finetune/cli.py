@@ -189,9 +189,8 @@ def predict(
         text_column=text_column, text_pair_column=text_pair_column, source_column=source_column,
         id_column=id_column, encoding=encoding, delimiter=delimiter,
     )  # fmt: skip
-    given = {"search.beam_size": beam_size, "search.num_return_sequences": n_best}
-    reading += [f"{name}={value}" for name, value in given.items() if value is not None]
-    rows = commands.predict(run, input if input is not None else iter(sys.stdin), reading=reading)
+    given = input if input is not None else iter(sys.stdin)
+    rows = commands.predict(run, given, reading=reading, beams=beam_size, texts=n_best)
     if output is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         write_atomic(Path(output), "".join(lines).encode())

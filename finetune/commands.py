@@ -22,7 +22,7 @@ from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, labels_of_rows, read_splits
-from finetune.data.sequences import SequenceDataConfig
+from finetune.data.sequences import SequenceColumns
 from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
@@ -140,7 +140,7 @@ def crosslingual(
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
-    if isinstance(config.data, SequenceDataConfig):
+    if isinstance(config.data, SequenceColumns):
         raise UserError(Exit.USAGE, f"{run} writes texts; crosslingual scores runs that label them")
     if isinstance(config.data, CorpusConfig):
         what = f"{run} is a pretraining; crosslingual scores runs that label texts"
@@ -156,12 +156,18 @@ def crosslingual(
     return languages.elsewhere(folder, tests, predictions, as_trained.data, as_trained.seed)
 
 
-def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()) -> list[dict[str, Any]]:
+def predict(
+    run: str, input: str | Iterator[str], *, reading: Sequence[str] = (), beams: int | None = None,
+    texts: int | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Label the texts of a file, or of lines: one row each, in order; a row without text is an error, never left out.
 
-    `reading` are settings of data that differ from the run's, e.g. `data.text_column=body`.
+    `reading` are settings of data that differ from the run's, e.g. `data.text_column=body`; of a run that writes,
+    `beams` follow so many texts at once, and `texts` are written for each source.
     """
     pretrained.quiet()
+    if beams is not None or texts is not None:
+        reading = [*reading, *_search_settings(_trained(run, ())[2], beams, texts)]
     folder, module, config = _trained(run, reading)
     if isinstance(config.data, CorpusConfig):
         split = _read("input", input, config.data) if isinstance(input, str) else from_lines("stdin", input)
@@ -169,7 +175,7 @@ def predict(run: str, input: str | Iterator[str], *, reading: Sequence[str] = ()
         split = from_lines("stdin", input, "source" if config.data.has_prompts else "text")
     elif isinstance(input, str):
         split = _read("input", input, dataclasses.replace(config.data, on_empty="error"), gold=False)
-    elif isinstance(config.data, SequenceDataConfig):
+    elif isinstance(config.data, SequenceColumns):
         split = from_lines("stdin", input, "source")
     elif config.data.text_pair_column is not None:
         raise UserError(Exit.USAGE, f"{run} was trained on pairs of texts; give a file: --input FILE")
@@ -189,7 +195,7 @@ def generate(
     """
     pretrained.quiet()
     folder, _, config = _trained(run, ())
-    if not hasattr(config, "generation"):
+    if not isinstance(config.data, TextDataConfig):
         what = f"{run} does not go on from a prompt; generate reads runs of gpt2_generation and gpt2_pretraining"
         raise UserError(Exit.USAGE, f"{what}\nthis one answers: finetune predict {run}")
     _, _, config = _trained(run, reading)
@@ -240,7 +246,8 @@ def explain(run: str, text: str, *, target: str | None = None, output: str | Non
         _check_text(option, given)
     folder, module, config = _trained(run, ())
     if not hasattr(module, "explain"):
-        raise UserError(Exit.USAGE, f"{run} labels texts; explain reads runs that write them (recipe seq2seq)")
+        does = "writes texts with another model" if isinstance(config.data, SequenceColumns) else "labels texts"
+        raise UserError(Exit.USAGE, f"{run} {does}; explain reads runs that write them (recipe seq2seq)")
     found: Explanation = module.explain(config, folder, text, target)
     for side in found.cut:
         longest = {"source": config.max_source_length, "target": config.max_target_length}[side]
@@ -511,6 +518,9 @@ def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
 
 def _recipe_of(model: Path) -> str:
     """Return the recipe that uses a plain model folder."""
+    named = pretrained.remembered_settings(model).get("recipe")
+    if named is not None:
+        return str(named)
     stored = read_json(model / "config.json")
     if stored.get("model_type") == "finetune_seq2seq":
         return "seq2seq"
@@ -523,9 +533,19 @@ def _recipe_of(model: Path) -> str:
 def _settings_of(model: Path) -> list[str]:
     """Return the settings that a plain model folder was trained with; else it reads all that the model can."""
     stored = pretrained.remembered_settings(model)
+    stored.pop("recipe", None)
     if not stored and _recipe_of(model) in {"bert_classification", "gpt2_generation"}:
         return [f"max_length={AS_LONG_AS_THE_MODEL_READS}"]
     return [f"{name}={value}" for name, value in stored.items() if value is not None]
+
+
+def _search_settings(config: Any, beams: int | None, texts: int | None) -> list[str]:
+    """Return the settings of a search in the words of a recipe; raises UserError (2) for runs that label."""
+    if not hasattr(config, "search") and not hasattr(config, "generation"):
+        raise UserError(Exit.USAGE, "--beam-size and --n-best are for runs that write texts; this one labels them")
+    of_beams = "search.beam_size" if hasattr(config, "search") else "generation.num_beams"
+    given = {of_beams: beams, f"{of_beams.partition('.')[0]}.num_return_sequences": texts}
+    return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
 def _check_text(option: str, text: str | None) -> None:
@@ -608,7 +628,7 @@ def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:
 
 def _read(name: str, files: str | list[str], config: Any, *, gold: bool = True) -> Split:
     """Read a file as the recipe of its settings does, with or without what is to be predicted."""
-    if isinstance(config, SequenceDataConfig):
+    if isinstance(config, SequenceColumns):
         return sequences.read_split(name, files, config, with_targets=gold)
     if isinstance(config, CorpusConfig):
         return corpus.read_split(name, files, config)

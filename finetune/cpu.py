@@ -21,14 +21,17 @@ RESOLUTION = 1 << 16  # dropout probabilities are rounded to 16 bits
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
 
 
-def prepare(model: PreTrainedModel) -> None:
-    """Replace the slow parts of a model that is trained on a CPU; names and shapes of parameters stay as they are."""
+def prepare(model: PreTrainedModel, *, with_attention: bool = True) -> None:
+    """Replace the slow parts of a model that is trained on a CPU; names and shapes of parameters stay as they are.
+
+    Not `with_attention` for models whose attention is told more than a mask: T5's biases of position.
+    """
     keep_freed_memory()
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p > 0:
                 setattr(module, name, FastDropout(child.p))
-    if model.config._attn_implementation == "sdpa":
+    if with_attention and model.config._attn_implementation == "sdpa":
         AttentionInterface.register(ATTENTION, attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         model.set_attn_implementation(ATTENTION)

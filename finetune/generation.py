@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.causal.tokenizer import TextEncoder
@@ -472,6 +472,16 @@ def _ends(history: Tensor, parent: Tensor, token: Tensor, places: tuple[int, int
 # Texts
 
 
+@dataclasses.dataclass(frozen=True)
+class Pen:
+    """What writes: a network that is put into eval mode for it, a decoder of rows, their end, and tokens as text."""
+
+    network: nn.Module
+    decoder: Callable[[Sequence[Sequence[int]]], Decoder]
+    end: int
+    decode: Callable[[Sequence[int]], str]
+
+
 def write(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], config: GenerationConfig,
     seed: int, tell: Callable[[str], None] | None = None,
@@ -485,25 +495,38 @@ def write(
     started = time.perf_counter()
     reads = encode_sources if network.config.is_encoder_decoder else encode
     coded, cut = reads(tokenizer, prompts, config, context_limit(network.config, tokenizer))
-    rules = _Rules(config, int(tokenizer.eos_token_id), seed, lambda tokens: decoded(tokenizer, tokens))
-    listen = None if tell is None else _Teller(tokenizer, config, rules.end, tell)
-    found: dict[int, list[Generated]] = {}
-    cache, was_training = 0, network.training
-    network.eval()  # a training leaves dropout on
-    for batch in _batches(coded, config, network.device.type):
-        rows = [coded[place] for place in batch]
-        texts, most = _generate(decoder_of(network, rows), rows, rules, listen)
-        cache = max(cache, most)
-        found |= dict(zip(batch, texts, strict=True))
-    network.train(was_training)
+    pen = Pen(
+        network, lambda rows: decoder_of(network, rows), int(tokenizer.eos_token_id),
+        lambda tokens: decoded(tokenizer, tokens),
+    )  # fmt: skip
+    listen = None if tell is None else _Teller(tokenizer, config, pen.end, tell)
+    written = write_rows(pen, coded, config, seed, listen)
     if listen is not None:
         listen.finish()
+    return dataclasses.replace(written, seconds=time.perf_counter() - started, cut=cut)
+
+
+def write_rows(
+    pen: Pen, coded: Sequence[Sequence[int]], config: GenerationConfig, seed: int, listen: Listener | None = None
+) -> Written:
+    """Write after rows of tokens, prompts or sources, in batches of similar lengths; texts come in the rows' order."""
+    started = time.perf_counter()
+    rules = _Rules(config, pen.end, seed, pen.decode)
+    found: dict[int, list[Generated]] = {}
+    cache, was_training = 0, pen.network.training
+    pen.network.eval()  # a training leaves dropout on
+    for batch in _batches(coded, config, next(pen.network.parameters()).device.type):
+        rows = [coded[place] for place in batch]
+        texts, most = _generate(pen.decoder(rows), rows, rules, listen)
+        cache = max(cache, most)
+        found |= dict(zip(batch, texts, strict=True))
+    pen.network.train(was_training)
     ordered = [found[place] for place in range(len(coded))]
     return Written(
         texts=[[_stopped(rules.decode(one.tokens), config) for one in several] for several in ordered],
         scores=[[one.score for one in several] for several in ordered],
         tokens=sum(len(one.tokens) for several in ordered for one in several),
-        seconds=time.perf_counter() - started, cut=cut, cache_bytes=cache,
+        seconds=time.perf_counter() - started, cut=0, cache_bytes=cache,
     )  # fmt: skip
 
 
@@ -521,7 +544,7 @@ def encode(
 ) -> tuple[list[list[int]], int]:
     """Return the tokens of prompts behind an end-of-text token, cut on the left where they are too long, and count
     those; raises UserError (2) where max_new_tokens is beyond the context."""
-    _check_longest(config, context)
+    check_longest(config, context)
     room = context - config.max_new_tokens + 1  # the last token that is written is never read
     encoder = TextEncoder(tokenizer)
     rows = [[encoder.end, *row] for row in encoder.encode(prompts)]
@@ -533,11 +556,12 @@ def encode_sources(
 ) -> tuple[list[list[int]], int]:
     """Return the tokens of sources, with the special ones that the model knows them by, cut on the right where they are
     too long, and count those; raises UserError (2) where max_new_tokens is beyond the context."""
-    _check_longest(config, context)
+    check_longest(config, context)
     return TextEncoder(tokenizer).encode_sources(sources, context)
 
 
-def _check_longest(config: GenerationConfig, context: int) -> None:
+def check_longest(config: GenerationConfig, context: int) -> None:
+    """Raise UserError (2) where texts may become longer than a model reads."""
     if config.max_new_tokens > context:
         what = f"max_new_tokens={config.max_new_tokens} is more than the {context} tokens that the model can read"
         raise UserError(Exit.USAGE, f"{what}; give {context} at most")

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from finetune import checkpoint, hardware, optim, terminal
 from finetune.config import configclass, field
-from finetune.data.batching import Batch, Examples, Order, Strategy, padded_tokens, share
+from finetune.data.batching import Batch, Examples, Order, Strategy, evaluation_batches, padded_tokens, share
 from finetune.errors import Exit, Interrupted, UserError
 from finetune.run import Run
 
 SECONDS_BETWEEN_SAVES = 60.0
 UPDATES_OF_AN_ESTIMATE = 6
+TOKENS_OF_A_SIDE = 64  # a batch for scoring holds per_device_eval_batch_size pairs of twice that, or fewer longer ones
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 LossFunction = Callable[[nn.Module, Batch], Tensor]
@@ -412,6 +413,20 @@ def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> Trai
         num_train_epochs=(optim.auto_epochs(rows, update_size(config), classes, width) if epochs == "auto" else epochs),
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )
+
+
+@torch.inference_mode()
+def mean_loss(model: nn.Module, loss: LossFunction, examples: Examples, config: TrainConfig) -> float:
+    """Return the loss of an item, over all examples, in eval mode."""
+    sides = 1 if examples.lengths.ndim == 1 else examples.lengths.shape[1]
+    size, total, items = config.per_device_eval_batch_size, 0.0, 0
+    model.eval()
+    with hardware.autocast(next(model.parameters()).device, config.mixed_precision):
+        for chosen in evaluation_batches(examples.lengths, size, size * sides * TOKENS_OF_A_SIDE):
+            batch = examples.collate(chosen)
+            total += float(loss(model, batch))
+            items += batch.items
+    return total / items
 
 
 def update_size(config: TrainConfig) -> int:

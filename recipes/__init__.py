@@ -10,5 +10,6 @@ RECIPES: dict[str, str] = {
     "gpt2_pretraining": "Pretrain GPT-2 from a new tokenizer and random weights, or go on from a checkpoint.",
     "mbert_crosslingual": "Fine-tune on some languages, score all beside TF-IDF: matrix, gap to the oracle, verdicts.",
     "seq2seq": "Train a Transformer or an RNN with or without attention from scratch: translation, dialogue and more.",
+    "summarization": "Summarise with BART, T5, GPT-2, BERT with GPT-2, or from scratch, beside leads and extracts.",
     "tfidf_baseline": "TF-IDF word and character n-grams with a linear model: the cheap baseline, alone.",
 }

@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.pretraining.*",),
     ("finetune.causal.*",),
     ("finetune.generation", "finetune.explain", "finetune.transfer", "finetune.crosslingual"),
+    ("finetune.summaries.*",),
     ("finetune.report.*",),
     ("recipes.*",),
     ("finetune.commands",),

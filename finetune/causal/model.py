@@ -51,14 +51,18 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the cross-entropy, in nats, of all labels but those that are ignored, summed; (batch, time) each."""
+    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Return the cross-entropy, in nats, of all labels but those that are ignored, summed; (batch, time) each.
+
+        `smoothing` is the probability that the target spreads over the vocabulary.
+        """
         states = self.states(input_ids, position_ids)
         wanted = labels != IGNORED
         output = self.network.get_output_embeddings()
         if output.bias is None:
-            return summed_cross_entropy(states[wanted], output.weight, labels[wanted], 0.0)
-        return functional.cross_entropy(output(states[wanted]).float(), labels[wanted], reduction="sum")
+            return summed_cross_entropy(states[wanted], output.weight, labels[wanted], smoothing)
+        logits = output(states[wanted]).float()
+        return functional.cross_entropy(logits, labels[wanted], reduction="sum", label_smoothing=smoothing)
 
     def states(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Return the states below the output layer, (batch, time, dim); no token sees another document's."""
@@ -73,10 +77,11 @@ class LanguageModel(nn.Module):
         return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
+def loss(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """Return the loss of a batch, summed over its predicted tokens."""
     device = next(model.parameters()).device
-    total: Tensor = model(**{name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()})
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+    total: Tensor = model(**inputs, smoothing=smoothing)
     return total
 
 

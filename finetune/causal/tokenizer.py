@@ -63,7 +63,12 @@ class TextEncoder:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         self.vocab_size = len(tokenizer)
-        self.end = int(tokenizer.eos_token_id)
+        self._end = tokenizer.eos_token_id
+
+    @property
+    def end(self) -> int:
+        """Return the number of the end-of-text token, which BERT's tokenizers do not have."""
+        return int(self._end)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token numbers of each text, without special tokens around them."""

@@ -40,14 +40,6 @@ class SequenceColumns(DataFiles):
     separator: str = field("\\n", "what stands between joined columns and turns; \\n is a line end, \\t a tab")
     id_column: str | None
 
-
-@configclass
-class SequenceDataConfig(DataRules, SequenceColumns):
-    """Which files or Hub data set to read, where source and target stand, and what to do with rows that do not fit."""
-
-    on_long: Literal["truncate", "error", "skip"] = field("truncate", "what to do with pairs above the longest length")
-    on_empty: Literal["error", "skip"] = field("error", "what to do with rows without source or target")
-
     @field_validator("source_column")
     @classmethod
     def _is_list_of_columns(cls, columns: str | list[str]) -> str | list[str]:
@@ -65,6 +57,29 @@ class SequenceDataConfig(DataRules, SequenceColumns):
         return pattern
 
 
+@configclass
+class SequenceDataConfig(DataRules, SequenceColumns):
+    """Which files or Hub data set to read, where source and target stand, and what to do with rows that do not fit."""
+
+    on_long: Literal["truncate", "error", "skip"] = field("truncate", "what to do with pairs above the longest length")
+    on_empty: Literal["error", "skip"] = field("error", "what to do with rows without source or target")
+
+
+@configclass
+class SummaryDataConfig(DataRules, SequenceColumns):
+    """The same of sources that may be much longer than what a model reads."""
+
+    on_long: Literal["truncate", "error", "window", "lead_tail"] = field(
+        "truncate",
+        "of sources above max_source_length: cut the end, refuse, summarise windows and then what they give (training "
+        "cuts), or keep the first and the last half",
+    )
+    on_empty: Literal["error", "skip"] = field("error", "what to do with rows without source or target")
+
+
+PairsConfig = SequenceDataConfig | SummaryDataConfig
+
+
 @dataclasses.dataclass
 class _TurnFilter:
     """Leaves out the turns that a pattern matches whole, and counts them."""
@@ -80,7 +95,7 @@ class _TurnFilter:
         return kept
 
 
-def read_split(name: str, files: str | list[str], config: SequenceDataConfig, *, with_targets: bool = True) -> Split:
+def read_split(name: str, files: str | list[str], config: PairsConfig, *, with_targets: bool = True) -> Split:
     """Read one split from its files, in the order given; its rows have id, source, target, references, file and line.
 
     Without targets a dialogue is one row, whose source are its last turns. Raises UserError: 66 where a file is
@@ -90,7 +105,7 @@ def read_split(name: str, files: str | list[str], config: SequenceDataConfig, *,
     return _shaped(name, open_files(files, wanted), config, with_targets)
 
 
-def read_splits(config: SequenceDataConfig, *, seed: int, need_train: bool = True) -> dict[str, Split]:
+def read_splits(config: PairsConfig, *, seed: int, need_train: bool = True) -> dict[str, Split]:
     """Read train, validation and test, as far as they are given; hold out a part of train where no validation is.
 
     Raises UserError: 2 where train is needed and not given, or no file has the references column; otherwise as
@@ -110,7 +125,7 @@ def _listed(columns: str | list[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else columns
 
 
-def _wanted(config: SequenceDataConfig, with_targets: bool) -> Wanted:
+def _wanted(config: PairsConfig, with_targets: bool) -> Wanted:
     columns: dict[str, str] = {}
     if config.turns_column is not None:
         columns["turns"] = config.turns_column
@@ -133,7 +148,7 @@ def _wanted(config: SequenceDataConfig, with_targets: bool) -> Wanted:
     )
 
 
-def _shaped(name: str, sources: list[Source], config: SequenceDataConfig, with_targets: bool) -> Split:
+def _shaped(name: str, sources: list[Source], config: PairsConfig, with_targets: bool) -> Split:
     wanted = _wanted(config, with_targets)
     turns = _TurnFilter(None if config.skip_turns is None else re.compile(config.skip_turns))
 
@@ -151,7 +166,7 @@ def _shaped(name: str, sources: list[Source], config: SequenceDataConfig, with_t
     return dataclasses.replace(split, skipped_turns=turns.skipped)
 
 
-def _pair_rows(source: Source, wanted: Wanted, config: SequenceDataConfig, with_targets: bool) -> Iterator[Row]:
+def _pair_rows(source: Source, wanted: Wanted, config: PairsConfig, with_targets: bool) -> Iterator[Row]:
     """Yield source, target, references (none where the target is the only one) and id of each row."""
     separator = _separator(config)
     parts = [place for place, role in enumerate(wanted.columns) if role.partition(".")[0] == "source"]
@@ -175,7 +190,7 @@ def _target(target: Value, given: Value) -> tuple[Value, Value]:
     return first, target if isinstance(target, list) and len(target) > 1 else None
 
 
-def _turn_rows(source: Source, config: SequenceDataConfig, kept: _TurnFilter, with_targets: bool) -> Iterator[Row]:
+def _turn_rows(source: Source, config: PairsConfig, kept: _TurnFilter, with_targets: bool) -> Iterator[Row]:
     """Yield a row for each turn but the first: its source are the turns before it, `context_turns` at most.
 
     A dialogue too short for that yields a row without source or target, so that it is counted with the empty ones.
@@ -200,11 +215,11 @@ def _turn_rows(source: Source, config: SequenceDataConfig, kept: _TurnFilter, wi
             yield line, [turns[0] if turns else None, None, None, identity]
 
 
-def _separator(config: SequenceDataConfig) -> str:
+def _separator(config: PairsConfig) -> str:
     return config.separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _check_references(splits: dict[str, Split], config: SequenceDataConfig) -> None:
+def _check_references(splits: dict[str, Split], config: PairsConfig) -> None:
     """Refuse a references column that no file has: a misspelt one would go unnoticed, because files may lack it."""
     if config.references_column is None or config.turns_column is not None:
         return
@@ -214,7 +229,7 @@ def _check_references(splits: dict[str, Split], config: SequenceDataConfig) -> N
         raise UserError(Exit.USAGE, f"{message}; correct its name, or leave the setting out")
 
 
-def _hold_out(train: Split, config: SequenceDataConfig, seed: int) -> dict[str, Split]:
+def _hold_out(train: Split, config: PairsConfig, seed: int) -> dict[str, Split]:
     """Draw rows at random; rows of one dialogue, or with the same source, stay together."""
     groups = _groups(train)
     sizes = np.bincount(groups)

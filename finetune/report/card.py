@@ -8,7 +8,8 @@ from huggingface_hub import ModelCardData
 
 from finetune import __version__
 from finetune.report.matrix import markdown, table, verdict_lines
-from finetune.report.text import verdict_text
+from finetune.report.summaries import summaries_table
+from finetune.report.text import ceiling_text, verdict_text
 from finetune.run import SECRET
 from finetune.terminal import count, difference, shown
 
@@ -46,11 +47,16 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     ]
     if "comparison" in results:
         parts.append(verdict_text(_with_code(results)).replace("\n", " "))
+    if "ceiling" in results["diagnostics"]:
+        parts.append(f"Ceiling: {ceiling_text(results['diagnostics']['ceiling'])}.")
+    if "summaries" in results["diagnostics"]:
+        parts += ["## What its summaries are like", summaries_table(results["diagnostics"]["summaries"])]
     if "budget" in results["diagnostics"]:
         parts += ["## How many labels it needs", _budget_table(results["diagnostics"]["budget"])]
     if "matrix" in results:
         parts += ["## Across languages", *_languages(results)]
     rows = ", ".join(f"{number:,} {name}" for name, number in results["diagnostics"]["rows"].items())
+    own = results["recipe"] == "seq2seq" or config.get("architecture") == "seq2seq"
     hashes = "\n".join(f"- {_code(name)} sha256 {digest}" for name, digest in environment["data_sha256"].items())
     parts += [
         "## How it was made",
@@ -58,7 +64,7 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
         f"Data:\n\n{hashes}",
         f"Command: {_code(environment['command'])}, seed {environment['seed']}, on {environment['device']}.",
         "Every setting is in config.yaml, every version in environment.json.",
-        *([OWN_MODEL] if results["task"] in PIPELINES else []),
+        *([OWN_MODEL] if own else []),
         "## What to mind",
         "The scores hold for texts like those of the test file. The licence is that of the base model and of the data; "
         "neither is known to this card.",

@@ -11,7 +11,7 @@ from finetune.data.check import leaks
 from finetune.data.columns import DataConfig, DataRules, LabelMap, Split
 from finetune.data.encode import Encoded
 from finetune.data.patterns import is_pattern
-from finetune.data.sequences import SequenceDataConfig
+from finetune.data.sequences import PairsConfig
 from finetune.errors import Exit, UserError
 from finetune.evaluation import score
 from finetune.report.results import System
@@ -85,7 +85,7 @@ def say_cut(run: Run, long: int, rows: int, max_length: int, on_long: str) -> No
         run.say("note", f"{count(long, 'text')} of {rows:,} {done} at {max_length} tokens")
 
 
-def say_pairs(run: Run, config: SequenceDataConfig, splits: Mapping[str, Split]) -> dict[str, Any]:
+def say_pairs(run: Run, config: PairsConfig, splits: Mapping[str, Split]) -> dict[str, Any]:
     """Tell rows, turns left out and leaks of sources with targets; return the last two for the record."""
     run.say("data", " · ".join(f"{len(split):,} {name}" for name, split in splits.items()))
     turns = {name: split.skipped_turns for name, split in splits.items()}

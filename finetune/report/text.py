@@ -6,6 +6,7 @@ from typing import Any
 from finetune.report.budget import budget_lines
 from finetune.report.diagnosis import correlation_text
 from finetune.report.matrix import language_lines
+from finetune.report.summaries import summaries_text
 from finetune.terminal import count, difference, duration, is_percentage, line, p_value, shown
 
 SHOWN_ERRORS = 3
@@ -34,6 +35,8 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
         lines.append(line("verdict", verdict_text(results)))
     if "ceiling" in results["diagnostics"]:
         lines.append(line("ceiling", ceiling_text(results["diagnostics"]["ceiling"])))
+    if "summaries" in results["diagnostics"]:
+        lines.append(line("summaries", summaries_text(results["diagnostics"]["summaries"])))
     if "budget" in results["diagnostics"]:
         lines += budget_lines(results["diagnostics"]["budget"])
     errors = results["diagnostics"].get("errors", [])

@@ -13,9 +13,9 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from finetune import cpu, hardware, pretrained
+from finetune import cpu, hardware, pretrained, trainer
 from finetune.config import configclass, field
-from finetune.data.batching import Batch, Examples, evaluation_batches, pad
+from finetune.data.batching import Batch, Examples, pad
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel, sequence_loss
@@ -28,7 +28,6 @@ Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Longest = Annotated[int, Field(gt=2)]  # bos, a token, eos
 OnLong = Literal["truncate", "error", "skip"]
-TOKENS_OF_A_SIDE = 64  # a batch for scoring holds per_device_eval_batch_size pairs of twice that, or fewer longer ones
 AUTO_EPOCHS = 10.0
 AUTO_WIDTH = 256  # hidden size at which the automatic rates are as below
 AUTO_RATES = {"transformer": 1e-3, "rnn": 2e-3}
@@ -189,16 +188,19 @@ def loop_settings() -> TrainConfig:
 def resolve(config: TrainConfig, network: NetworkConfig, decides: str) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate by architecture and width, ten epochs, the task's score."""
     rate, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
-    automatic = AUTO_RATES[network.architecture] * math.sqrt(AUTO_WIDTH / network.hidden_size)
-    if config.lr_scheduler_type == "noam":
-        automatic = 1.0  # a factor
+    automatic = 1.0 if config.lr_scheduler_type == "noam" else auto_learning_rate(network)  # of noam a factor
     return dataclasses.replace(
         config,
-        learning_rate=float(f"{automatic:.1g}") if rate == "auto" else rate,
+        learning_rate=automatic if rate == "auto" else rate,
         num_train_epochs=AUTO_EPOCHS if epochs == "auto" else epochs,
         metric_for_best_model=decides if best == "auto" else best,
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )
+
+
+def auto_learning_rate(network: NetworkConfig) -> float:
+    """Return a peak rate for random weights: by architecture, less for wide models."""
+    return float(f"{AUTO_RATES[network.architecture] * math.sqrt(AUTO_WIDTH / network.hidden_size):.1g}")
 
 
 def encode(
@@ -268,19 +270,9 @@ def make_loss(smoothing: float, sampling: float) -> Callable[[nn.Module, Batch],
     return loss
 
 
-@torch.inference_mode()
 def mean_loss(parts: EncoderDecoder, encoded: EncodedPairs, config: TrainConfig) -> float:
     """Return the cross-entropy of a token of the targets, in nats, without smoothing."""
-    examples = collate(encoded)
-    loss, total, items = make_loss(0.0, 0.0), 0.0, 0
-    size = config.per_device_eval_batch_size
-    parts.model.eval()
-    with hardware.autocast(next(parts.model.parameters()).device, config.mixed_precision):
-        for chosen in evaluation_batches(examples.lengths, size, size * 2 * TOKENS_OF_A_SIDE):
-            batch = examples.collate(chosen)
-            total += float(loss(parts.model, batch))
-            items += batch.items
-    return total / items
+    return trainer.mean_loss(parts.model, make_loss(0.0, 0.0), collate(encoded), config)
 
 
 def write(

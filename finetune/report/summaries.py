@@ -1,0 +1,83 @@
+"""What is told of summaries: how long the pairs are, what the texts are like beside those that people wrote."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from finetune.run import Run
+from finetune.seq2seq.encoder_decoder import Lengths
+from finetune.summaries.long_texts import OnLong
+from finetune.summaries.writer import Coded
+from finetune.terminal import count
+
+MANY_CUT = 0.01
+SIDES = ("source", "target")
+DONE = {
+    "truncate": "cut at the end",
+    "error": "refused",
+    "window": "summarised in windows, cut in training",
+    "lead_tail": "cut in the middle",
+}
+FIGURES = {  # name -> what a person reads, digits
+    "mean_words": ("words", 1),
+    "compression": ("times shorter than the source", 1),
+    "novel_1": ("new words", 2),
+    "novel_2": ("new pairs of words", 2),
+    "repetition": ("repeated", 2),
+    "new_numbers": ("numbers not in the source", 2),
+    "new_names": ("names not in the source", 2),
+}
+
+
+def say_coded(run: Run, coded: Mapping[str, Coded], lengths: Lengths, on_long: OnLong) -> dict[str, Any]:
+    """Tell how long sources and targets are, and how many are too long; return it for the record."""
+    sizes = coded["train"].sizes
+    middle, high = np.percentile(sizes, (50, 95), axis=0).astype(int).tolist()  # (source, target) each
+    sides = [f"{median} tokens a {side} (95 %: {most})" for side, median, most in zip(SIDES, middle, high, strict=True)]
+    run.say("tokens", " · ".join(sides))
+    sources = {name: part.long_sources for name, part in coded.items()}
+    targets = {name: part.long_targets for name, part in coded.items()}
+    rows = sum(len(part.sizes) for part in coded.values())
+    for side, found, longest, done in (
+        ("source", sources, lengths.source, DONE[on_long]), ("target", targets, lengths.target, DONE["truncate"]),
+    ):  # fmt: skip
+        if sum(found.values()):
+            places = ", ".join(f"{number:,} of {name}" for name, number in found.items() if number)
+            head = "warning" if sum(found.values()) > MANY_CUT * rows else ""
+            run.say(head, f"{side}s above max_{side}_length={longest}: {places}: {done}")
+    return {
+        "tokens": {
+            side: {"median": middle[place], "p95": high[place], "max": int(sizes[:, place].max())}
+            for place, side in enumerate(SIDES)
+        },
+        "long_rows": {"sources": sources, "targets": targets, "on_long": on_long}
+        | {"max_source_length": lengths.source, "max_target_length": lengths.target},
+    }
+
+
+def summaries_text(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Return what summaries are like in one or two lines, those of people in brackets."""
+    own, human = figures["own"], figures["human"]
+    told = [
+        f"{own[name]:.{digits}f} ({human[name]:.{digits}f}) {text}" for name, (text, digits) in FIGURES.items()
+    ]  # fmt: skip
+    return f"{' · '.join(told[:5])}\n{' · '.join(told[5:])} (in brackets: human summaries)"
+
+
+def summaries_table(figures: Mapping[str, Any]) -> str:
+    """Return the same as a table of Markdown, with the definition of each figure."""
+    lines = ["| figure | this model | human |", "|---|---|---|"]
+    definitions = []
+    for name, (_, digits) in FIGURES.items():
+        own, human = (figures[side][name] for side in ("own", "human"))
+        lines.append(f"| {name} | {own:.{digits}f} | {human:.{digits}f} |")
+        if name in figures["definitions"]:
+            definitions.append(f"- {name}: {figures['definitions'][name]}")
+    return "\n".join(lines) + "\n\n" + "\n".join(definitions)
+
+
+def say_written(run: Run, long: int, rows: int, longest: int, on_long: OnLong) -> None:
+    """Tell how many sources of a file were too long."""
+    if long:
+        run.say("note", f"{count(long, 'source')} of {rows:,} above {longest} tokens: {DONE[on_long]}")

@@ -1,0 +1,103 @@
+"""Which kind of model learns to summarise: one table from a family to what begins and what loads it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune import hardware, pretrained
+from finetune.config import flatten, to_tree
+from finetune.data.columns import Split
+from finetune.errors import Exit, UserError
+from finetune.generation import GenerationConfig
+from finetune.run import read_json
+from finetune.summaries import encoder_decoders, prompts, scratch
+from finetune.summaries.long_texts import OnLong
+from finetune.summaries.writer import Settings, Writer
+from finetune.trainer import TrainConfig
+
+RECIPE = "summarization"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a writer is made before its first update, and how it is read back from its folder."""
+
+    begin: Callable[[Settings, Split], Writer]
+    load: Callable[[Settings, Path], Writer]
+
+
+FAMILIES: dict[str, Family] = {
+    "seq2seq": Family(scratch.begin, scratch.load),
+    "bert2gpt": Family(lambda settings, train: encoder_decoders.begin_joined(settings), encoder_decoders.load),
+    "encoder-decoder": Family(lambda settings, train: encoder_decoders.begin(settings), encoder_decoders.load),
+    "decoder": Family(lambda settings, train: prompts.begin(settings), prompts.load),
+}
+
+
+def begin(settings: Settings, train: Split) -> Writer:
+    """Make the writer that is asked for; raises UserError: 2 where settings exclude each other, else as its family."""
+    if settings.architecture != "auto" and settings.model is not None:
+        what = f"architecture={settings.architecture} begins without model={settings.model}"
+        raise UserError(Exit.USAGE, f"{what}; give one of the two")
+    if settings.architecture != "auto":
+        return FAMILIES[settings.architecture].begin(settings, train)
+    if settings.model is None:
+        what = "which model? give model=NAME (BART, T5, GPT-2 or their kin), architecture=seq2seq (from scratch)"
+        raise UserError(Exit.USAGE, f"{what}\nor architecture=bert2gpt with encoder=NAME and decoder=NAME")
+    family = _family_of(Path(pretrained.locate(settings.model).path))
+    if family == "seq2seq":
+        what = f"model={settings.model} is one of the project's own models, which begin from scratch"
+        raise UserError(Exit.USAGE, f"{what}; give architecture=seq2seq without model")
+    return FAMILIES[family].begin(settings, train)
+
+
+def load(settings: Settings, folder: Path) -> Writer:
+    """Load the writer of a finished run, or of a plain model folder."""
+    return FAMILIES[_family_of(folder)].load(settings, folder)
+
+
+def resolve(config: TrainConfig, writer: Writer, decides: str) -> TrainConfig:
+    """Return the settings with every `auto` replaced: rate and passes by family, the task's score, precision."""
+    rate, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
+    return replace(
+        config,
+        learning_rate=writer.learning_rate if rate == "auto" else rate,
+        num_train_epochs=writer.epochs if epochs == "auto" else epochs,
+        metric_for_best_model=decides if best == "auto" else best,
+        mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
+    )
+
+
+def loop_settings() -> TrainConfig:
+    """Return the loop's settings: small updates, because a pair is long."""
+    return TrainConfig(per_device_train_batch_size=16, metric_for_best_model="auto")
+
+
+def writing_settings() -> GenerationConfig:
+    """Return how summaries are written: a search with four beams in which no three tokens come twice (Lewis 2020)."""
+    return GenerationConfig(max_new_tokens=128, num_beams=4, no_repeat_ngram_size=3, temperature=0.0)
+
+
+def greedy(config: GenerationConfig) -> GenerationConfig:
+    """Return the same settings without a search, for looks during training."""
+    return replace(config, num_return_sequences=1, num_beams=1, temperature=0.0)
+
+
+def remembered(settings: Settings, writer: Writer, on_long: OnLong) -> dict[str, Any]:
+    """Return the settings that a plain model folder is used with."""
+    usual = flatten(to_tree(writing_settings()))
+    of_writing = {name: value for name, value in flatten(to_tree(settings.generation)).items() if value != usual[name]}
+    return {
+        "recipe": RECIPE, "task": settings.task, "language": settings.language, "data.on_long": on_long,
+        "max_source_length": writer.lengths.source, "max_target_length": writer.lengths.target,
+        "source_prefix": writer.prefix, "prompt_end": settings.prompt_end,
+    } | {f"generation.{name}": value for name, value in of_writing.items()}  # fmt: skip
+
+
+def _family_of(folder: Path) -> str:
+    stored = read_json(folder / "config.json")
+    if stored.get("model_type") == "finetune_seq2seq":
+        return "seq2seq"
+    made_as = str((stored.get("architectures") or [""])[0])
+    return "encoder-decoder" if made_as.endswith(encoder_decoders.ANSWERING) else "decoder"
