@@ -278,7 +278,7 @@ def _prepared(found: _Loaded, settings: Settings) -> EncoderDecoderWriter:
     )
     generation.check_longest(settings.generation, most[1])
     before, after = writer.specials(reads, target=False)
-    prefix = writer.prefix_of(settings.source_prefix, config.task_specific_params)
+    prefix = writer.prefix_of(settings.source_prefix, config.to_dict().get("task_specific_params"))
     told = writer.prefix_tokens(prefix, found.tokenizers.reader.encode)
     first, last = _around_targets(network, writes)
     config.task_specific_params = None  # what the checkpoint was used for: save_pretrained writes what it becomes
@@ -314,9 +314,11 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int:
 def _as_transformers(network: PreTrainedModel, end: int, config: GenerationConfig) -> transformers.GenerationConfig:
     """Return the settings of writing as transformers' generate reads them."""
     start, *forced = generation.first_tokens(network)
+    before = network.generation_config
+    padding = network.config.pad_token_id if before.pad_token_id is None else before.pad_token_id
     told: dict[str, Any] = {
-        "decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": network.config.pad_token_id,
-        "bos_token_id": network.config.bos_token_id, "forced_bos_token_id": forced[0] if forced else None,
+        "decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": padding,
+        "bos_token_id": before.bos_token_id, "forced_bos_token_id": forced[0] if forced else None,
         "max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams, "do_sample": config.samples,
         "no_repeat_ngram_size": config.no_repeat_ngram_size, "repetition_penalty": config.repetition_penalty,
     }  # fmt: skip

@@ -27,16 +27,19 @@ def windows(text: str, room: int, measure: Measure) -> list[str]:
     if measure([text])[0] <= room:
         return [text]
     spans = _sentences(text)
-    sizes = measure([text[begin:end] for begin, end in spans])
+    sizes = measure([text[begin:end].rstrip() for begin, end in spans])
     parts = [
         part
         for span, size in zip(spans, sizes, strict=True)
         for part in ([span] if size <= room else _halved(text, span, room, measure))
     ]
+    pieces = [text[begin:end] for begin, end in parts]
     found: list[Span] = []
     filled = 0
-    for (begin, end), size in zip(parts, measure([text[begin:end] for begin, end in parts]), strict=True):
-        if found and filled + size <= room:
+    # The white space after a sentence counts only where another one follows in the same window.
+    sizes, bare = measure(pieces), measure([piece.rstrip() for piece in pieces])
+    for (begin, end), size, least in zip(parts, sizes, bare, strict=True):
+        if found and filled + least <= room:
             found[-1], filled = (found[-1][0], end), filled + size
         else:
             found.append((begin, end))

@@ -1,0 +1,220 @@
+"""The recipe summarization from data to run folder, with each family, and the commands that use such a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_seq2seq as tiny
+from calling import call, done, private_cache, read_jsonl, sha256, tree
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from finetune.errors import Exit, Interrupted
+from finetune.trainer import Trainer
+
+FAST = (
+    "train.mixed_precision=no", "train.use_cpu=true", "train.per_device_train_batch_size=8",
+    "generation.max_new_tokens=8", "label_smoothing_factor=0",
+)  # fmt: skip
+BRIEF = ("baseline=none", "train.max_steps=2", "train.learning_rate=1e-3", "generation.num_beams=1")
+SCRATCH = (
+    "architecture=seq2seq", "vocabulary.kind=word", "vocabulary.min_frequency=1", "network.hidden_size=32",
+    "network.num_encoder_layers=1", "network.num_decoder_layers=1", "network.num_attention_heads=2",
+    "network.intermediate_size=64",
+)  # fmt: skip
+COLUMN = ("--source-column", "text")
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.bart(tmp_path_factory.mktemp("bart") / "bart")
+
+
+def train(folder: Path, *settings: object, output: str = "run") -> Path:
+    folder.mkdir(exist_ok=True)
+    done("train", "summarization", *tiny.pair_files(folder), f"output_dir={folder / output}", *FAST, *settings)
+    return folder / output
+
+
+@pytest.fixture(scope="module")
+def trained(bart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of BART that has learnt to say which colour came."""
+    folder = tmp_path_factory.mktemp("summarization")
+    with private_cache(folder):
+        return train(folder, f"model={bart}", "train.num_train_epochs=12", "train.learning_rate=1e-2")
+
+
+def test_the_run_learns_and_stands_beside_baselines_and_a_ceiling(trained: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    assert results["task"] == "summarization"
+    assert results["scores"]["test"]["rouge1"]["value"] > 75
+    assert {"rouge1", "rouge2", "rougeL", "rougeLsum"} <= set(results["scores"]["test"])
+    assert {part["name"] for part in results["baselines"]} >= {"lead-1", "lead-3", "copy of the source"}
+    assert results["comparison"]["metric"] == "rouge1"
+    figures = results["diagnostics"]
+    assert figures["system"] == "BART"
+    assert figures["ceiling"]["scores"]["rouge1"]["value"] > 50
+    assert set(figures["summaries"]["own"]) == set(figures["summaries"]["human"])
+    assert figures["long_rows"]["sources"] == {"train": 0, "validation": 0, "test": 0}
+    assert figures["tokens"]["source"]["max"] >= figures["tokens"]["source"]["median"] > 0
+    assert any(isinstance(row["gold"], list) for row in read_jsonl(trained / "predictions" / "test.jsonl"))
+    card = (trained / "README.md").read_text()
+    assert "What its summaries are like" in card
+    assert "Ceiling: oracle extract" in card
+    assert "import finetune.seq2seq.model" not in card
+    stored = (trained / "config.yaml").read_text()
+    assert "max_source_length: 48" in stored
+    assert json.loads((trained / "environment.json").read_text())["model"].startswith("sha256:")
+
+
+def test_predict_and_evaluate_repeat_the_run_with_the_folder_alone(trained: Path) -> None:
+    test, before = trained.parent / "test.jsonl", read_jsonl(trained / "predictions" / "test.jsonl")
+    for place in (trained, trained / "model"):
+        rows = done("predict", place, "--input", test, *COLUMN, "--json").json
+        assert [row["predicted"] for row in rows] == [row["predicted"] for row in before]
+        scores = done("evaluate", place, "--data", test, *COLUMN, "--target-column", "summary", "--json").json
+        assert scores == json.loads((trained / "results.json").read_text())["scores"]["test"]
+    several = done("predict", trained, "--input", test, "--beam-size", 3, "--n-best", 2, "--json").json
+    assert all(len(row["hypotheses"]) == 2 for row in several)
+    lines = done("predict", trained, stdin="the red one came. then blue and grey left.\n").out.splitlines()
+    assert len(lines) == 1
+
+
+def test_transformers_alone_writes_the_same_texts(trained: Path) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(trained / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    for row in read_jsonl(trained / "predictions" / "test.jsonl")[:4]:
+        found = model.generate(**tokenizer(row["source"], return_tensors="pt"))
+        assert tokenizer.decode(found[0], skip_special_tokens=True).strip() == row["predicted"]
+
+
+def test_what_is_not_for_such_a_run_says_so(trained: Path) -> None:
+    assert "finetune predict" in call("generate", trained, "--prompt", "x").err
+    outcome = call("explain", trained, "--text", "x")
+    assert (outcome.code, "writes texts with another model" in outcome.err) == (2, True)
+    assert "writes texts" in call("crosslingual", trained, "--data", "x.{language}.csv", "--languages", "en").err
+
+
+def test_the_terminal_tells_the_summaries_beside_human_ones(trained: Path) -> None:
+    log = (trained / "train.log").read_text()
+    assert "tokens a source" in log
+    outcome = done("train", "--config", trained / "config.yaml", f"output_dir={trained}", "--resume")
+    assert "summaries " in outcome.out
+    assert "in brackets: human summaries" in " ".join(outcome.out.split())
+    assert "oracle extract" in outcome.out
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2", "bert2gpt", "scratch"])
+def test_every_family_trains_writes_and_is_read_back(
+    tmp_path: Path, tiny_model: Path, tiny_gpt2: Path, kind: str
+) -> None:
+    how: dict[str, tuple[object, ...]] = {
+        "t5": () if kind != "t5" else (f"model={tiny.t5(tmp_path / 't5')}",),
+        "gpt2": (f"model={tiny_gpt2}", "prompt_end= =", "max_target_length=12"),
+        "bert2gpt": ("architecture=bert2gpt", f"encoder={tiny_model}", f"decoder={tiny_gpt2}"),
+        "scratch": SCRATCH,
+    }
+    run = train(tmp_path, *how[kind], *BRIEF)
+    results = json.loads((run / "results.json").read_text())
+    name = {"t5": "T5", "gpt2": "GPT-2", "bert2gpt": "BERT with GPT-2", "scratch": "Transformer"}[kind]
+    assert results["diagnostics"]["system"] == name
+    before = [row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")]
+    rows = done("predict", run / "model", "--input", tmp_path / "test.jsonl", *COLUMN, "--beam-size", 1, "--json").json
+    assert [row["predicted"] for row in rows] == before
+    assert ("import finetune.seq2seq.model" in (run / "README.md").read_text()) == (kind == "scratch")
+
+
+@pytest.mark.parametrize("kind", ["bart", "bert2gpt"])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bart: Path, tiny_model: Path, tiny_gpt2: Path, kind: str
+) -> None:
+    joined = ("architecture=bert2gpt", f"encoder={tiny_model}", f"decoder={tiny_gpt2}")
+    settings = [*(joined if kind == "bert2gpt" else (f"model={bart}",)), *BRIEF, "train.max_steps=4"]
+    straight = train(tmp_path / "straight", *settings)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    arguments = ["train", "summarization", *tiny.pair_files(folder), f"output_dir={folder / 'run'}", *FAST, *settings]
+    arguments.append("save_steps=1")
+    save = Trainer._save
+
+    def once(trainer: Trainer) -> None:
+        save(trainer)
+        if trainer.progress.step == 2:
+            raise Interrupted(Exit.INTERRUPTED, "stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", once)
+        assert call(*arguments).code == 130
+    done(*arguments, "--resume")
+    weights = "model/model.safetensors"
+    assert sha256(folder / "run" / weights) == sha256(straight / weights)
+
+
+def test_long_sources_are_counted_and_windows_are_merged(tmp_path: Path, bart: Path) -> None:
+    settings = (f"model={bart}", *BRIEF, "max_source_length=10", "data.on_long=window")
+    run = train(tmp_path, *settings)
+    long = json.loads((run / "results.json").read_text())["diagnostics"]["long_rows"]
+    assert long["sources"] == {"train": 64, "validation": 12, "test": 12}
+    assert (long["on_long"], long["max_source_length"]) == ("window", 10)
+    outcome = done("predict", run / "model", "--input", tmp_path / "test.jsonl", *COLUMN, "--json")
+    assert "12 sources of 12 above 10 tokens: summarised in windows" in outcome.err
+    assert [row["predicted"] for row in outcome.json] == [
+        row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")
+    ]
+
+
+def test_dry_run_writes_nothing_and_seeds_are_combined(tmp_path: Path, bart: Path) -> None:
+    files = tiny.pair_files(tmp_path)
+    place = (f"model={bart}", f"output_dir={tmp_path / 'run'}", *FAST)
+    outcome = done("train", "summarization", *files, *place, "--dry-run", "--json")
+    assert outcome.json["updates"] == 24
+    assert not (tmp_path / "run").exists()
+    brief = [setting for setting in BRIEF if not setting.startswith("baseline")]
+    done("train", "summarization", *files, *place, *brief, "seeds=[1,2]")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "sd" in results["scores"]["test"]["rouge1"]
+    assert "ceiling" in results["diagnostics"]
+    assert results["diagnostics"]["summaries"]["own"]["mean_words"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "mentions"),
+    [
+        ((), 2, "which model? give model=NAME"),
+        (("model=./nowhere",), 66, "model=./nowhere: no such folder"),
+        (("model={bart}", "data.source_column=txt"), 65, "has no column txt; did you mean text?"),
+        (("model={bart}", "data.on_long=error", "max_source_length=8"), 65, "train.jsonl:1: the source has"),
+        (("model={bart}", "data.on_long=skip"), 2, "data.on_long cannot be 'skip'"),
+        (("model={bart}", "metric_for_best_model=bleu"), 2, "summarization has no such score"),
+        (("model={bart}", "generation.temperature=-1"), 2, "generation.temperature cannot be -1"),
+        (("model={bart}", "task=sumarization"), 2, "unknown task sumarization; did you mean summarization?"),
+        (("architecture=bert2gpt", "encoder={bart}", "decoder={bart}"), 65, "encoder={bart} (BartForConditional"),
+        (("model={empty}",), 65, "tokenizer files are missing"),
+    ],
+    ids=str,
+)
+def test_wrong_input_is_named_and_nothing_is_written(
+    tmp_path: Path, bart: Path, change: tuple[str, ...], code: int, mentions: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text((bart / "config.json").read_text())
+    names: dict[str, Any] = {"bart": bart, "empty": empty}
+    settings = [text.format(**names) for text in change]
+    files = tiny.pair_files(tmp_path)
+    before = tree(tmp_path)
+    outcome = call("train", "summarization", *files, f"output_dir={tmp_path / 'run'}", *FAST, *settings)
+    assert outcome.code == code, outcome.err
+    assert mentions.format(**names) in outcome.err
+    assert "Traceback" not in outcome.err
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_summary_is_named(tmp_path: Path, bart: Path) -> None:
+    files = tiny.pair_files(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as stream:
+        stream.write(json.dumps({"text": "the red one came.", "summary": " "}) + "\n")
+    outcome = call("train", "summarization", *files, f"output_dir={tmp_path / 'run'}", f"model={bart}", *FAST)
+    assert outcome.code == 65
+    assert "train.jsonl:65" in outcome.err
+    assert not (tmp_path / "run").exists()
