@@ -39,6 +39,7 @@ class Config:
     task: str = field("summarization", "what is scored: summarization, translation, dialogue, question_answering, ...")
     language: str | None = field(None, "of the targets, e.g. zh: how they are cut into words for the scores")
     data: SummaryDataConfig = field(SummaryDataConfig, "files and columns")
+    model_language: str | None = field(None, "mBART: code of the language of sources and targets, e.g. de_DE")
     source_prefix: str = field("auto", "text before each source; auto: what the model's config says for summaries (T5)")
     prompt_end: str = field("\\nTL;DR:", "GPT-2: text between a source and its target; \\n is a line end")
     vocabulary: VocabularyConfig = field(VocabularyConfig, "seq2seq: tokens, learnt from train")
@@ -79,7 +80,6 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     opening.say_text_baselines(run, beside, task)
     place = environment(config.seed, hardware.describe(config.train.use_cpu), digests(splits))
     run.start({"recipe": families.RECIPE, **to_tree(config)}, place | {"model": model.identity})
-
     took: dict[str, float] = {}
 
     def written(name: str, how: GenerationConfig) -> TextPredictions:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_seq2seq
 import torch
 from calling import FAST, ROOT, Outcome, sha256, write_csv
 from conftest import toy_rows
@@ -167,6 +168,19 @@ def test_a_checkpoint_is_downloaded_trained_and_found_again_without_the_hub(
     for name in ("again", "offline", "down"):
         assert environment(tmp_path / name)["model"] == f"revision:{commit}"
         assert sha256(tmp_path / name / "model" / WEIGHTS) == sha256(tmp_path / "run" / "model" / WEIGHTS)
+
+
+def test_an_encoder_decoder_of_the_hub_learns_to_summarise(hub: FakeHub, online: Worker, tmp_path: Path) -> None:
+    stored = tiny_seq2seq.t5(tmp_path / "t5")
+    commit = hub.model("org/t5", {path.name: path.read_bytes() for path in stored.iterdir()}).refs["main"]
+    run = tmp_path / "run"
+    settings = ["baseline=none", "train.max_steps=2", "train.mixed_precision=no", "generation.max_new_tokens=6"]
+    files = tiny_seq2seq.pair_files(tmp_path, train=16)
+    online.done("train", "summarization", *files, "model=org/t5", f"output_dir={run}", *settings)
+    assert environment(run)["model"] == f"revision:{commit}"
+    assert "source_prefix: 'summarize: '" in (run / "config.yaml").read_text(encoding="utf-8")
+    rows = online.done("predict", run / "model", "--input", tmp_path / "test.jsonl", "--source-column", "text").out
+    assert len(rows.splitlines()) == 12
 
 
 def other_weights(checkpoint: Files, folder: Path) -> Files:

@@ -12,7 +12,16 @@ import pytest
 import tiny_seq2seq as tiny
 import torch
 from datasets import Dataset
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDecoderModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    EncoderDecoderModel,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
+)
 
 from finetune import config as configuration
 from finetune import generation
@@ -300,6 +309,35 @@ def test_a_language_that_is_forced_stands_before_targets(
     assert list(forced.target.before) == [2, 77]
 
 
+@pytest.mark.parametrize("kind", [MBartTokenizer, MBart50Tokenizer])
+def test_a_multilingual_model_begins_with_the_language_as_in_its_pretraining(kind: Any, tmp_path: Path) -> None:
+    pieces = [*"abcdefghilmnoprtuwy.", *(f"▁{word}" for word in ("the", *tiny.COLOURS))]
+    tokenizer = kind(
+        vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0),
+               *((piece, -3.0) for piece in pieces), ("en_XX", 0.0), ("de_DE", 0.0), ("<mask>", 0.0)],
+        model_max_length=48,
+    )  # fmt: skip
+    tokenizer.save_pretrained(tmp_path)
+    start = {"decoder_start_token_id": 2} if kind is MBart50Tokenizer else {"decoder_start_token_id": None}
+    config = MBartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=48, **start,
+    )  # fmt: skip
+    MBartForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = families.begin(settings(f"model={tmp_path}", "model_language=de_DE"), split())
+    assert model.name == "mBART"
+    german = tokenizer.convert_tokens_to_ids("de_DE")
+    if kind is MBart50Tokenizer:  # before a text, behind the start
+        assert (list(model.source.before), list(model.source.after)) == ([german], [2])
+        assert (list(model.target.before), list(model.target.after)) == ([2, german], [2])
+    else:  # after a source, and in place of the start
+        assert (list(model.source.before), list(model.source.after)) == ([], [2, german])
+        assert (list(model.target.before), list(model.target.after)) == ([german], [2])
+    writer.write(model, split(), "truncate", GREEDY, 1)
+    with pytest.raises(UserError, match=r"model_language=de_DEE: .* no such language; did you mean de_DE"):
+        families.begin(settings(f"model={tmp_path}", "model_language=de_DEE"), split())
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "mentions"),
     [
@@ -310,6 +348,7 @@ def test_a_language_that_is_forced_stands_before_targets(
         (["model={bart}", "max_target_length=49"], 2, "max_target_length=49 is more than the 48 tokens"),
         (["model={bart}", "generation.max_new_tokens=49"], 2, "max_new_tokens=49 is more than the 48"),
         (["model={t5}", "source_prefix=red red red red", "max_source_length=4"], 2, "max_source_length=4 has no room"),
+        (["model={bart}", "model_language=de_DE"], 2, "has one language, no codes; leave it out"),
         (["architecture=bert2gpt", "encoder={gpt2}", "decoder={gpt2}"], 65, "encoder={gpt2} (GPT2LMHeadModel) reads"),
         (["architecture=bert2gpt", "encoder={bert}", "decoder={bert}"], 65, "decoder={bert} (BertModel) writes no"),
         (["architecture=bert2gpt", "encoder=./nowhere"], 66, "encoder=./nowhere: no such folder"),

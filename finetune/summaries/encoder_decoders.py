@@ -31,7 +31,7 @@ from finetune.causal.model import WRITERS, auto_learning_rate
 from finetune.causal.packing import IGNORED
 from finetune.causal.tokenizer import TextEncoder
 from finetune.data.batching import Batch, Examples, pad
-from finetune.errors import Exit, UserError
+from finetune.errors import Exit, UserError, did_you_mean
 from finetune.generation import GenerationConfig, Pen
 from finetune.pretrained import Source
 from finetune.run import read_json
@@ -277,6 +277,7 @@ def _prepared(found: _Loaded, settings: Settings) -> EncoderDecoderWriter:
         writer.resolve_length("max_target_length", settings.max_target_length, writer.MOST_TARGET_TOKENS, most[1]),
     )
     generation.check_longest(settings.generation, most[1])
+    _speak(network, writes, found.checkpoint, settings.model_language)
     before, after = writer.specials(reads, target=False)
     prefix = writer.prefix_of(settings.source_prefix, config.to_dict().get("task_specific_params"))
     told = writer.prefix_tokens(prefix, found.tokenizers.reader.encode)
@@ -289,6 +290,29 @@ def _prepared(found: _Loaded, settings: Settings) -> EncoderDecoderWriter:
         writer.framed("target", longest.target + 1, first, last),  # the start is not predicted
         settings.label_smoothing_factor,
     )  # fmt: skip
+
+
+def _speak(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, code: str | None) -> None:
+    """Set the language of sources and targets, where a tokenizer has codes of languages (mBART and its kin).
+
+    A text then begins with the code: in place of the start token (mBART), or behind it (mBART-50), as in pretraining.
+    Raises UserError (2) for a code that the tokenizer does not have.
+    """
+    codes: dict[str, int] = vars(tokenizer).get("lang_code_to_id", {})
+    if not codes and code is None:
+        return
+    if code is None:
+        code = str(tokenizer.tgt_lang or tokenizer.src_lang)
+    if code not in codes:
+        what = f"model_language={code}: {source.name} has {'no such language' if codes else 'one language, no codes'}"
+        known = f"{did_you_mean(code, codes)} (known: {', '.join(list(codes)[:5])} ...)" if codes else "; leave it out"
+        raise UserError(Exit.USAGE, what + known)
+    tokenizer.src_lang = tokenizer.tgt_lang = code
+    before, _ = writer.specials(tokenizer, target=True)
+    if codes[code] in before:
+        network.generation_config.forced_bos_token_id = codes[code]
+    else:
+        network.generation_config.decoder_start_token_id = codes[code]
 
 
 def _around_targets(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

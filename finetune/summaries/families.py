@@ -91,7 +91,7 @@ def remembered(settings: Settings, writer: Writer, on_long: OnLong) -> dict[str,
     return {
         "recipe": RECIPE, "task": settings.task, "language": settings.language, "data.on_long": on_long,
         "max_source_length": writer.lengths.source, "max_target_length": writer.lengths.target,
-        "source_prefix": writer.prefix, "prompt_end": settings.prompt_end,
+        "source_prefix": writer.prefix, "prompt_end": settings.prompt_end, "model_language": settings.model_language,
     } | {f"generation.{name}": value for name, value in of_writing.items()}  # fmt: skip
 
 

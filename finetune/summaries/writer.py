@@ -53,6 +53,10 @@ class Settings(Protocol):
         """Return the shape, of seq2seq."""
 
     @property
+    def model_language(self) -> str | None:
+        """Return the code of the language, of multilingual encoder-decoders."""
+
+    @property
     def source_prefix(self) -> str:
         """Return the text before each source, or auto."""
 
