@@ -22,7 +22,7 @@ from finetune.data import columns, patterns, sequences
 from finetune.data.check import Finding, leaks
 from finetune.data.check import check as examine
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, labels_of_rows, read_splits
-from finetune.data.sequences import SequenceColumns
+from finetune.data.sequences import PairsConfig
 from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
@@ -140,7 +140,7 @@ def crosslingual(
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
-    if isinstance(config.data, SequenceColumns):
+    if isinstance(config.data, PairsConfig):
         raise UserError(Exit.USAGE, f"{run} writes texts; crosslingual scores runs that label them")
     if isinstance(config.data, CorpusConfig):
         what = f"{run} is a pretraining; crosslingual scores runs that label texts"
@@ -175,7 +175,7 @@ def predict(
         split = from_lines("stdin", input, "source" if config.data.has_prompts else "text")
     elif isinstance(input, str):
         split = _read("input", input, dataclasses.replace(config.data, on_empty="error"), gold=False)
-    elif isinstance(config.data, SequenceColumns):
+    elif isinstance(config.data, PairsConfig):
         split = from_lines("stdin", input, "source")
     elif config.data.text_pair_column is not None:
         raise UserError(Exit.USAGE, f"{run} was trained on pairs of texts; give a file: --input FILE")
@@ -246,7 +246,7 @@ def explain(run: str, text: str, *, target: str | None = None, output: str | Non
         _check_text(option, given)
     folder, module, config = _trained(run, ())
     if not hasattr(module, "explain"):
-        does = "writes texts with another model" if isinstance(config.data, SequenceColumns) else "labels texts"
+        does = "writes texts with another model" if isinstance(config.data, PairsConfig) else "labels texts"
         raise UserError(Exit.USAGE, f"{run} {does}; explain reads runs that write them (recipe seq2seq)")
     found: Explanation = module.explain(config, folder, text, target)
     for side in found.cut:
@@ -628,7 +628,7 @@ def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:
 
 def _read(name: str, files: str | list[str], config: Any, *, gold: bool = True) -> Split:
     """Read a file as the recipe of its settings does, with or without what is to be predicted."""
-    if isinstance(config, SequenceColumns):
+    if isinstance(config, PairsConfig):
         return sequences.read_split(name, files, config, with_targets=gold)
     if isinstance(config, CorpusConfig):
         return corpus.read_split(name, files, config)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import hardware, pretrained
+from finetune.causal.model import WRITERS
 from finetune.config import flatten, to_tree
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
@@ -45,7 +46,7 @@ def begin(settings: Settings, train: Split) -> Writer:
     if settings.model is None:
         what = "which model? give model=NAME (BART, T5, GPT-2 or their kin), architecture=seq2seq (from scratch)"
         raise UserError(Exit.USAGE, f"{what}\nor architecture=bert2gpt with encoder=NAME and decoder=NAME")
-    family = _family_of(Path(pretrained.locate(settings.model).path))
+    family = _family_of(settings.model, Path(pretrained.locate(settings.model).path))
     if family == "seq2seq":
         what = f"model={settings.model} is one of the project's own models, which begin from scratch"
         raise UserError(Exit.USAGE, f"{what}; give architecture=seq2seq without model")
@@ -54,7 +55,7 @@ def begin(settings: Settings, train: Split) -> Writer:
 
 def load(settings: Settings, folder: Path) -> Writer:
     """Load the writer of a finished run, or of a plain model folder."""
-    return FAMILIES[_family_of(folder)].load(settings, folder)
+    return FAMILIES[_family_of(str(folder), folder)].load(settings, folder)
 
 
 def resolve(config: TrainConfig, writer: Writer, decides: str) -> TrainConfig:
@@ -95,9 +96,15 @@ def remembered(settings: Settings, writer: Writer, on_long: OnLong) -> dict[str,
     } | {f"generation.{name}": value for name, value in of_writing.items()}  # fmt: skip
 
 
-def _family_of(folder: Path) -> str:
+def _family_of(name: str, folder: Path) -> str:
+    """Return the family of a checkpoint from its config; raises UserError (65) where it writes no text."""
     stored = read_json(folder / "config.json")
     if stored.get("model_type") == "finetune_seq2seq":
         return "seq2seq"
     made_as = str((stored.get("architectures") or [""])[0])
-    return "encoder-decoder" if made_as.endswith(encoder_decoders.ANSWERING) else "decoder"
+    if made_as.endswith(encoder_decoders.ANSWERING):
+        return "encoder-decoder"
+    if made_as.endswith(WRITERS):
+        return "decoder"
+    what = f"model={name} ({made_as or 'of no known class'}) writes no text; give BART, T5, GPT-2 or their kin"
+    raise UserError(Exit.BAD_DATA, f"{what}\nor, to read with it, architecture=bert2gpt encoder={name}")
