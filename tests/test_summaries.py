@@ -98,6 +98,20 @@ def test_a_source_gives_the_same_text_alone_and_in_a_batch(begin: Begin, kind: s
     assert all(len(several) == 2 for several in together.texts)
 
 
+def test_sources_of_a_model_from_scratch_leave_the_batch_when_their_texts_end(begin: Begin) -> None:
+    model: ScratchWriter = begin("scratch")
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(3)
+    config = GenerationConfig(max_new_tokens=8, num_return_sequences=6, temperature=9.0)
+    together = writer.write(model, split(), "truncate", config, 1)
+    assert len({len(text.split()) for several in together.texts for text in several}) > 2
+    for row in range(len(SOURCES)):
+        alone = writer.write(model, split([SOURCES[row]], [TARGETS[row]]), "truncate", config, 1)
+        assert alone.texts[0] == together.texts[row]
+        assert alone.scores[0] == pytest.approx(together.scores[row], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_a_batch_is_a_sum_over_predicted_tokens_and_padding_adds_nothing(begin: Begin, kind: str) -> None:
     model = begin(kind)
@@ -242,6 +256,8 @@ def test_a_saved_writer_writes_the_same(begin: Begin, tmp_path: Path, kind: str)
     assert stored["generation.max_new_tokens"] == 8
     assert "generation.num_beams" not in stored  # as they come
     names = ("max_source_length", "max_target_length", "source_prefix")
+    if kind == "t5":  # a run that goes on from this one has its prefix
+        assert families.begin(settings(f"model={tmp_path}"), split()).prefix == "summarize: "
     again = families.load(settings(*(f"{name}={stored[name]}" for name in names)), tmp_path)
     assert writer.write(again, split(), "truncate", SEARCH, 1).texts == own
 

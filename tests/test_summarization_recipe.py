@@ -108,7 +108,7 @@ def test_the_terminal_tells_the_summaries_beside_human_ones(trained: Path) -> No
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "bert2gpt", "scratch"])
 def test_every_family_trains_writes_and_is_read_back(
-    tmp_path: Path, tiny_model: Path, tiny_gpt2: Path, kind: str
+    trained: Path, tmp_path: Path, tiny_model: Path, tiny_gpt2: Path, kind: str
 ) -> None:
     how: dict[str, tuple[object, ...]] = {
         "t5": (f"model={tiny.t5(tmp_path / 't5')}",),
@@ -123,6 +123,8 @@ def test_every_family_trains_writes_and_is_read_back(
     before = [row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")]
     rows = done("predict", run / "model", "--input", tmp_path / "test.jsonl", *COLUMN, "--beam-size", 1, "--json").json
     assert [row["predicted"] for row in rows] == before
+    (found,) = done("compare", trained, run, "--json").json
+    assert (found["metric"], found["verdict"], found["rows"]) == ("rouge1", "better", 12)
     assert ("import finetune.seq2seq.model" in (run / "README.md").read_text()) == (kind == "scratch")
 
 

@@ -17,6 +17,7 @@ from transformers import (
 
 COLOURS = ["red", "blue", "green", "black", "white", "grey"]
 TEXTS = [f"the {colour} one came. then {other} left." for colour in COLOURS for other in COLOURS]
+PIECES = ["the", "one", "came", "then", "and", "left", "summarize", *COLOURS]
 CONTEXT = 48  # tokens that BART reads
 
 
@@ -51,22 +52,22 @@ def bart(folder: Path, spread: float = 0.3) -> Path:
 
 
 def t5(folder: Path, prefix: str = "summarize: ") -> Path:
-    """Write a random T5 (32 dim, 1+1 layers) whose unigram tokenizer knows the toy words; its config names a prefix."""
+    """Write a random T5 (32 dim, 2+2 layers) whose unigram tokenizer knows the toy words; its config names a prefix."""
     specials = ["<pad>", "</s>", "<unk>"]
-    tokenizer = Tokenizer(models.Unigram())
+    # Learning unigram pieces gives other ones from time to time.
+    pieces = ["▁", *(f"▁{word}" for word in PIECES), *"abcdefghijklmnopqrstuvwxyz.:"]
+    entries = [*((special, 0.0) for special in specials), *((piece, -float(len(PIECES))) for piece in pieces)]
+    tokenizer = Tokenizer(models.Unigram(entries, unk_id=2))
+    tokenizer.add_special_tokens(specials)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=80, special_tokens=specials, unk_token="<unk>", show_progress=False
-    )  # fmt: skip
-    tokenizer.train_from_iterator([*TEXTS, "summarize: "] * 2, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     names = dict(zip(("pad_token", "eos_token", "unk_token"), specials, strict=True))
     _tokenizer(tokenizer, names).save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = T5Config(
-            vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
+            vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
             initializer_factor=3.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
         )  # fmt: skip
         T5ForConditionalGeneration(config).save_pretrained(folder)

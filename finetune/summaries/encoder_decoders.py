@@ -206,21 +206,19 @@ def begin_joined(settings: Settings) -> EncoderDecoderWriter:
     """
     with _named("encoder"):
         one = pretrained.locate(settings.encoder)
-        reads = _tokenizer(one)
+        reads = pretrained.load_tokenizer(one)
         _check_class(one, lambda made_as: not made_as.endswith((*WRITERS, *ANSWERING)), "reads no text; give BERT")
         encoder = pretrained.load_model(AutoModel, one, reads)
     with _named("decoder"):
         other = pretrained.locate(settings.decoder)
-        writes = _tokenizer(other)
+        writes = pretrained.load_tokenizer(other)
         _check_class(other, lambda made_as: made_as.endswith(WRITERS), "writes no text; give GPT-2")
         torch.manual_seed(settings.seed)  # the attention to the source is part of the seed
         decoder = pretrained.load_model(AutoModelForCausalLM, other, writes, is_decoder=True, add_cross_attention=True)
         if "encoder_hidden_states" not in inspect.signature(decoder.forward).parameters:
             what = f"model={other.name} ({type(decoder).__name__}) cannot look at a source"
             raise UserError(Exit.BAD_DATA, f"{what}; give GPT-2")
-    for name, parameter in encoder.named_parameters():
-        if name.startswith("pooler."):  # of [CLS], which nothing reads here
-            parameter.requires_grad_(False)
+    _freeze_pooler(encoder)
     network = _joined(encoder, decoder, writes)
     name = f"{_known(encoder)} with {_known(decoder)}"
     source = Source(f"{one.name} + {other.name}", "", f"{one.identity} + {other.identity}, seed:{settings.seed}")
@@ -233,6 +231,13 @@ class _Loaded:
     tokenizers: Tokenizers
     checkpoint: Source
     name: str
+
+
+def _freeze_pooler(encoder: PreTrainedModel) -> None:
+    """Leave out of training what BERT makes of [CLS] alone: a decoder does not read it."""
+    for name, parameter in encoder.named_parameters():
+        if name.startswith("pooler."):
+            parameter.requires_grad_(False)
 
 
 def _joined(encoder: PreTrainedModel, decoder: PreTrainedModel, writes: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -249,21 +254,19 @@ def _joined(encoder: PreTrainedModel, decoder: PreTrainedModel, writes: PreTrain
 
 
 def _load(source: Source) -> _Loaded:
-    tokenizer = _tokenizer(source)
+    tokenizer = pretrained.load_tokenizer(source)
     own = Path(source.path) / OWN_TOKENIZER
     target = pretrained.load_tokenizer(replace(source, path=str(own))) if own.is_dir() else tokenizer
     _check_class(source, lambda made_as: made_as.endswith(ANSWERING), "answers no source; give BART, T5 or their kin")
     network = pretrained.load_model(AutoModelForSeq2SeqLM, source, tokenizer)
-    config = network.config
     joined = isinstance(network, EncoderDecoderModel)
     name = f"{_known(network.encoder)} with {_known(network.decoder)}" if joined else _known(network)
     rows = network.get_output_embeddings().weight.shape[0]
     if len(target) > rows:
         what = f"model={source.name}: the tokenizer of targets has {len(target):,} entries, the model {rows:,}"
         raise UserError(Exit.BAD_DATA, f"{what}; they do not belong together")
-    if joined and config.encoder.model_type == "bert":
-        for parameter in network.encoder.pooler.parameters():
-            parameter.requires_grad_(False)
+    if joined:
+        _freeze_pooler(network.encoder)
     return _Loaded(network, Tokenizers(tokenizer, target), source, name)
 
 
@@ -362,10 +365,6 @@ def _check_class(source: Source, fits: Callable[[str], bool], otherwise: str) ->
 def _known(network: PreTrainedModel) -> str:
     kind = str(network.config.model_type)
     return NAMES.get(kind, kind)
-
-
-def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    return pretrained.load_tokenizer(source)
 
 
 @contextmanager

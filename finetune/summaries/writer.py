@@ -1,7 +1,7 @@
 """What the families of models have in common: pairs as token rows for the loop, and texts written after sources."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from finetune import generation, trainer
+from finetune import generation, pretrained, trainer
 from finetune.data.batching import Batch, Examples
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
@@ -298,9 +298,18 @@ def specials(tokenizer: PreTrainedTokenizerBase, *, target: bool) -> tuple[list[
     return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
 
 
-def prefix_of(asked: str, known: dict[str, Any] | None) -> str:
-    """Return the text before each source; `auto` is what a config's task_specific_params say of summaries, as T5's."""
-    return str((known or {}).get("summarization", {}).get("prefix", "")) if asked == "auto" else asked
+def prefix_of(asked: str, known: Mapping[str, Any] | None) -> str:
+    """Return the text before each source; `auto` is what a config's task_specific_params say of it.
+
+    That is what a run of this recipe noted, or what T5 has for summaries.
+    """
+    if asked != "auto":
+        return asked
+    for group, name in ((pretrained.SETTINGS_KEY, "source_prefix"), ("summarization", "prefix")):
+        found = (known or {}).get(group)
+        if isinstance(found, Mapping) and name in found:
+            return str(found[name])
+    return ""
 
 
 def prefix_tokens(text: str, code: Callable[[Sequence[str]], list[list[int]]]) -> list[int]:
