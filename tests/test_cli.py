@@ -82,6 +82,8 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     nothing = Explanation("", "", False, 0.0, ["a"], ["b"], np.ones((1, 1)), [])
     monkeypatch.setattr(commands, "explain", lambda *given, **named: (nothing, Path("a.svg")))
     monkeypatch.setattr(commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}})
+    monkeypatch.setattr(commands, "generate", lambda *given: [{"prompt": "a", "texts": [" b"]}])
+    monkeypatch.setattr(commands, "quality", lambda *given: {"figures": {}})
     found = {"languages": {}, "comparisons": {}, "diagnostics": {"system": "", "trained_on": "", "consistency": {}}}
     monkeypatch.setattr(commands, "crosslingual", lambda *given, **named: found)
     monkeypatch.chdir(tmp_path)
