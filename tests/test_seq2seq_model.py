@@ -28,11 +28,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "rnn one direction": {"architecture": "rnn", "bidirectional": False},
     "rnn input feeding": {"architecture": "rnn", "input_feeding": True},
+    "transformer copying": {"copy": True},
+    "rnn copying": {"architecture": "rnn", "input_feeding": True, "copy": True},
 }
 OTHERS: dict[str, dict[str, Any]] = {  # what SHAPES leaves out of cells times attentions
     f"rnn {cell} {attention}": {"architecture": "rnn", "cell": cell, "attention": attention}
     for cell in ("gru", "rnn")
     for attention in ("none", "dot", "scaled_dot", "general")
+} | {
+    f"rnn {attention} copying": {"architecture": "rnn", "attention": attention, "copy": True}
+    for attention in ("additive", "dot", "general")
 }
 every_shape = pytest.mark.parametrize("name", list(SHAPES))
 every_tying = pytest.mark.parametrize("tying", ["none", "target", "all"])
@@ -127,15 +132,16 @@ def test_an_alignment_has_a_row_for_each_token_of_the_target(name: str) -> None:
     assert torch.equal(weights != 0, (source != PAD)[:, None].expand_as(weights))
 
 
-@pytest.mark.parametrize("name", ["rnn lstm", "rnn input feeding"])
+@pytest.mark.parametrize("name", ["rnn lstm", "rnn input feeding", "rnn copying"])
 def test_scheduled_sampling_feeds_the_models_own_guesses(name: str) -> None:
     network, (source, target) = model(name).double().eval(), pairs(5)
     memory = network.encode(source, source != PAD)
     own = greedy(network, source, target.shape[1])
     assert not torch.equal(own[:, 1:], target[:, 1:])
-    assert torch.allclose(network.decode(target, memory, 1.0), network.decode(own, memory), atol=1e-12, rtol=0)
+    sampled, known = network.decode(target, memory, 1.0).hidden, network.decode(own, memory).hidden
+    assert torch.allclose(sampled, known, atol=1e-12, rtol=0)
     torch.manual_seed(0)
-    mixed, given = network.decode(target, memory, 0.5), network.decode(target, memory)
+    mixed, given = network.decode(target, memory, 0.5).hidden, network.decode(target, memory).hidden
     same = torch.isclose(mixed, given).all(dim=-1)
     assert same[:, 0].all()
     assert same[:, 1:].any()
@@ -173,7 +179,7 @@ def test_search_writes_the_same_alone_and_in_a_padded_batch_with_the_probability
 
 @every_tying
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["transformer", "rnn lstm"])
+@pytest.mark.parametrize("name", ["transformer", "rnn lstm", "transformer copying", "rnn copying"])
 def test_the_loss_is_the_sum_of_pytorchs_over_the_tokens_that_are_no_padding(
     name: str, smoothing: float, tying: str
 ) -> None:
@@ -331,6 +337,9 @@ def test_a_model_can_be_loaded_in_another_precision(name: str, dtype: torch.dtyp
         ({"norm": "middle"}, "pre, post"),
         ({"activation": "tanh"}, "relu, gelu"),
         ({"tie_embeddings": True}, "none, target, all"),
+        ({"copy": "yes"}, "true or false"),
+        ({"copy": True, "architecture": "rnn", "attention": "none"}, "one fixed vector"),
+        ({"copy": True, "source_vocab_size": 30}, "30 source tokens and 20 target tokens"),
         ({"tie_embeddings": "all", "source_vocab_size": 30}, "30 source tokens and 20 target tokens"),
         ({"hidden_size": 0}, "whole number"),
         ({"num_decoder_layers": 1.5}, "whole number"),

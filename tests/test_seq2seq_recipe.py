@@ -113,11 +113,11 @@ def test_the_models_folder_alone_does_what_the_run_does(trained: Path, tmp_path:
     assert scores == json.loads((trained / "results.json").read_text())["scores"]["test"]
 
 
-@pytest.mark.parametrize("architecture", ["transformer", "rnn"])
+@pytest.mark.parametrize("network", [["architecture=transformer"], ["architecture=rnn", "copy=true"]], ids=str)
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: list[str]
 ) -> None:
-    settings = (f"architecture={architecture}", "num_train_epochs=2", "baseline=none", "network.dropout=0.3")
+    settings = (*network, "num_train_epochs=2", "baseline=none", "network.dropout=0.3")
     straight = train(tmp_path / "straight", *settings)
     folder = tmp_path / "stopped"
     folder.mkdir()
@@ -178,6 +178,22 @@ def test_long_pairs_are_cut_left_out_of_train_or_refused(tmp_path: Path) -> None
     assert "1 text of 1 cut at 5 tokens" in cut.err
 
 
+def test_a_model_that_copies_is_saved_read_back_and_explained(tmp_path: Path) -> None:
+    run = train(tmp_path, "copy=true", "train.max_steps=2", "baseline=none", "data.target_column=source")
+    results = json.loads((run / "results.json").read_text())
+    assert results["diagnostics"]["system"] == "Transformer with copying"
+    assert json.loads((run / "model" / "config.json").read_text())["copy"] is True
+    assert any(name.startswith("gate.") for name in load_file(run / WEIGHTS))
+    rows = done("predict", run / "model", "--input", tmp_path / "test.jsonl", "--beam-size", 2, "--json").json
+    before = read_jsonl(run / "predictions" / "test.jsonl")
+    assert [row["predicted"] for row in rows] == [row["predicted"] for row in before]
+    assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in before], abs=1e-4)
+    found = done("explain", run, "--text", "red blue", "--target", "red", "--json").json
+    weights = np.array(found["weights"])
+    assert weights.shape == (2, 3)
+    assert weights.sum(axis=1) == pytest.approx([1, 1], abs=1e-3)
+
+
 def spoilt(folder: Path, row: dict[str, Any]) -> str:
     path = folder / "spoilt.jsonl"
     path.write_text(json.dumps({"source": "red", "target": "RED"}) + "\n" + json.dumps(row) + "\n")
@@ -200,10 +216,12 @@ def spoilt(folder: Path, row: dict[str, Any]) -> str:
         (lambda f: ["network.num_attention_heads=5"], 2, ["hidden_size=32", "num_attention_heads=5"]),
         (lambda f: ["task=translating"], 2, ["unknown task translating; did you mean translation?"]),
         (lambda f: ["metric_for_best_model=bleu"], 2, ["transduction has no such score", "exact_match"]),
+        (lambda f: ["copy=true", "vocabulary.shared=false"], 2, ["copy=true needs one", "give vocabulary.shared=true"]),
+        (lambda f: ["copy=true", "architecture=rnn", "attention=none"], 2, ["copy=true needs a decoder that looks"]),
         (lambda f: ["network.tie_embeddings=all", "vocabulary.shared=false", "data.target_column=source"], 2, None),
     ],
     ids=["source", "target", "column", "long", "all long", "alphabet", "beam", "architecture", "heads", "task",
-         "metric", "tying"],
+         "metric", "copy apart", "copy blind", "tying"],
 )  # fmt: skip
 def test_wrong_input_is_named_and_nothing_is_written(
     tmp_path: Path, change: Any, code: int, mentions: list[str] | None

@@ -45,6 +45,7 @@ class NetworkConfig:
     tie_embeddings: Literal["auto", "none", "target", "all"] = field(
         "auto", "target: decoder input = output; all: the source's too; auto: all where the vocabulary is shared"
     )
+    copy: bool = field(False, "tokens may be copied from the source (pointer-generator); needs vocabulary.shared")
     num_attention_heads: Positive = field(4, "transformer: heads of each attention")
     intermediate_size: Positive = field(1024, "transformer: width of the feed-forward layers")
     position: Literal["sinusoidal", "learned"] = field("sinusoidal", "transformer: positions")
@@ -111,10 +112,12 @@ class EncoderDecoder:
         """Return the architecture as it is written in sentences: `Transformer`, `LSTM with additive attention`."""
         config = self.model.config
         if config.architecture == "transformer":
-            return "Transformer"
+            return "Transformer with copying" if config.copy else "Transformer"
         cell = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[config.cell]
         kind = config.attention.replace("_", " ")
-        return f"{cell} without attention" if kind == "none" else f"{cell} with {kind} attention"
+        if kind == "none":
+            return f"{cell} without attention"
+        return f"{cell} with {kind} attention" + (" and copying" if config.copy else "")
 
     def save(self, folder: Path) -> None:
         """Write weights, config and vocabularies, so that `load` and, after import, the Auto classes read them."""
@@ -130,6 +133,9 @@ def build(
     The task and the lengths stand in its config, so that its folder alone is enough to use it.
     """
     tying = network.tie_embeddings
+    if network.copy and not vocabularies.shared:
+        what = "copy=true needs one vocabulary, in which a token has the same number in source and target"
+        raise UserError(Exit.USAGE, f"{what}\ngive vocabulary.shared=true, or copy=false")
     shape = {name: value for name, value in dataclasses.asdict(network).items() if name != "scheduled_sampling"}
     shape["tie_embeddings"] = ("all" if vocabularies.shared else "target") if tying == "auto" else tying
     longest_output = math.ceil(MAX_PER_SOURCE_TOKEN * lengths.source) + MAX_MORE

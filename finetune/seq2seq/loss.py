@@ -23,6 +23,11 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, gold: Tensor, smoothing
     return total
 
 
+def rows_at_once(device: torch.device, vocabulary: int) -> int:
+    """Return for how many tokens the logits of a vocabulary are made at a time."""
+    return max(1, LOGITS_AT_ONCE.get(device.type, LOGITS_ELSEWHERE) // vocabulary)
+
+
 class _SummedCrossEntropy(torch.autograd.Function):
     """The gradient is worked out in the forward pass, while the logits are at hand, and scaled in the backward pass."""
 
@@ -52,7 +57,7 @@ def _partition(hidden: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor, li
     exact = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=exact, device=hidden.device)
     gradients = [torch.zeros_like(part, dtype=exact) for part in (hidden, weight)] if wanted else []
-    rows = max(1, LOGITS_AT_ONCE.get(hidden.device.type, LOGITS_ELSEWHERE) // len(weight))
+    rows = rows_at_once(hidden.device, len(weight))
     for start in range(0, len(hidden), rows):
         part = hidden[start : start + rows]
         logits = (part @ weight.t()).to(exact)  # (rows, vocab)

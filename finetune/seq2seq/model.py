@@ -3,7 +3,7 @@
 Importing this module registers them with transformers' Auto classes.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from finetune.errors import Exit, UserError, did_you_mean
-from finetune.seq2seq import rnn, transformer
+from finetune.seq2seq import copying, rnn, transformer
 from finetune.seq2seq.attention import Additive, General, MultiHead
+from finetune.seq2seq.copying import Gate, Pointers
 from finetune.seq2seq.loss import summed_cross_entropy
 
 CHOICES = {
@@ -56,6 +57,7 @@ class Seq2SeqConfig(PreTrainedConfig):
     norm: str = "pre"
     activation: str = "relu"
     tie_embeddings: str = "target"
+    copy: bool = False
     cell: str = "lstm"
     attention: str = "additive"
     bidirectional: bool = True
@@ -84,7 +86,11 @@ class Seq2SeqConfig(PreTrainedConfig):
             token, size = getattr(self, f"{name}_token_id"), getattr(self, f"{vocab}_vocab_size")
             if not isinstance(token, int) or not 0 <= token < size:
                 raise UserError(Exit.USAGE, f"{name}_token_id={token}: the {vocab} vocabulary has 0 to {size - 1}")
+        if not isinstance(self.copy, bool):
+            raise UserError(Exit.USAGE, f"copy={self.copy}: give true or false")
         self._check_together()
+        if self.copy:
+            self._check_copying()
 
     def _check_together(self) -> None:
         """Refuse values that exclude each other."""
@@ -101,6 +107,17 @@ class Seq2SeqConfig(PreTrainedConfig):
             halves = "sines and cosines" if self.architecture == "transformer" else "the encoder's two directions"
             raise UserError(Exit.USAGE, f"hidden_size={width} must be even: {halves} have half each")
 
+    def _check_copying(self) -> None:
+        """Refuse to copy where nothing is looked at, or where a token has another number on the other side."""
+        if self.architecture == "rnn" and self.attention == "none":
+            what = "copy=true needs a decoder that looks at single tokens, and attention=none has one fixed vector"
+            raise UserError(Exit.USAGE, f"{what}\ngive another attention, e.g. attention=additive, or copy=false")
+        if self.source_vocab_size != self.target_vocab_size:
+            what = f"copy=true needs one vocabulary, but there are {self.source_vocab_size} source tokens and"
+            raise UserError(
+                Exit.USAGE, f"{what} {self.target_vocab_size} target tokens\nshare the vocabulary, or give copy=false"
+            )
+
 
 class Rows(Protocol):
     """A memory or a state: tensors whose first axis is the row."""
@@ -108,6 +125,13 @@ class Rows(Protocol):
     def select(self, rows: Tensor) -> Any:
         """Return the same of some rows, in their order."""
         ...
+
+
+class Places(NamedTuple):
+    """What the output layer reads at some places of a target."""
+
+    hidden: Tensor  # (..., dim)
+    pointers: Pointers | None  # of a model that copies
 
 
 class Seq2SeqModel(PreTrainedModel):
@@ -129,6 +153,7 @@ class Seq2SeqModel(PreTrainedModel):
         if tying == "none":
             self.output = nn.Linear(dim, config.target_vocab_size, bias=False)
         self.network: Network = _network(config)
+        self.gate = Gate(dim) if config.copy else None
         self.post_init()
 
     # The contract
@@ -136,11 +161,11 @@ class Seq2SeqModel(PreTrainedModel):
     def encode(self, source: Tensor, source_mask: Tensor) -> Rows:
         """Read source (batch, source) with its mask (batch, source)."""
         memory: Rows = self.network.encode(self._embed(source, self._source_table), source_mask)
-        return memory
+        return memory if self.gate is None else copying.Memory(memory, source)
 
     def start(self, memory: Rows) -> Rows:
         """Return the decoder's state before its first step."""
-        state: Rows = self.network.start(memory)
+        state: Rows = self.network.start(_inner(memory))
         return state
 
     def step(self, previous: Tensor, state: Rows, memory: Rows) -> tuple[Tensor, Rows]:
@@ -149,30 +174,39 @@ class Seq2SeqModel(PreTrainedModel):
         The memory may have fewer rows than the state: one for each block of equally many rows, which then share it.
         A step uses its state up: go on with the one that it returns.
         """
-        hidden, state = self.network.step(self._embed(previous, self.target_embeddings), state, memory)
-        return self.project(hidden), state
+        places, state = self._step(previous, state, memory)
+        return self.project(places), state
 
-    def decode(self, target: Tensor, memory: Rows, sampling: float = 0.0) -> Tensor:
+    def decode(self, target: Tensor, memory: Rows, sampling: float = 0.0) -> Places:
         """Return what `project` reads at each place of a target (batch, target) that starts with bos.
 
-        Shape (batch, target, dim). With `sampling` > 0 (a recurrent network in training) a token is replaced with that
-        probability by the model's own best guess: scheduled sampling (Bengio et al. 2015).
+        With `sampling` > 0 (a recurrent network in training) a token is replaced with that probability by the model's
+        own best guess: scheduled sampling (Bengio et al. 2015).
         """
         if sampling > 0:
             return self._decode_sampling(target, memory, sampling)
-        return self.network.decode(self._embed(target, self.target_embeddings), memory)
+        embedded = self._embed(target, self.target_embeddings)
+        if self.gate is None:
+            return Places(self.network.decode(embedded, memory), None)
+        assert isinstance(memory, copying.Memory)
+        hidden, weights = self.network.decode_looking(embedded, memory.inner)
+        return Places(hidden, Pointers(self.gate(hidden, embedded), weights, memory.source[:, None]))
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """Return logits: (..., dim) -> (..., vocab)."""
-        return functional.linear(hidden, self._output_weight)
+    def project(self, places: Places) -> Tensor:
+        """Return logits, (..., vocab); of a model that copies they are log-probabilities, which are logits too."""
+        logits = functional.linear(places.hidden, self._output_weight)
+        return logits if places.pointers is None else copying.mixture(logits, places.pointers)
 
     def alignment(self, source: Tensor, source_mask: Tensor, target: Tensor) -> Tensor | None:
         """Return how much each place of a target that starts with bos looks at each source token.
 
-        (batch, target, source); place t is where the token after target[t] is chosen. None without attention.
+        (batch, target, source); place t is where the token after target[t] is chosen. None without attention; of a
+        model that copies, where it would copy from.
         """
-        memory = self.network.encode(self._embed(source, self._source_table), source_mask)
-        return self.network.alignment(self._embed(target, self.target_embeddings), memory)
+        memory, embedded = self.encode(source, source_mask), self._embed(target, self.target_embeddings)
+        if self.gate is None:
+            return self.network.alignment(embedded, memory)
+        return self.network.decode_looking(embedded, _inner(memory))[1]
 
     # As a transformers model
 
@@ -191,12 +225,15 @@ class Seq2SeqModel(PreTrainedModel):
         Logits are then not kept: the output layer runs at those places only, piece by piece.
         """
         memory = self.encode(input_ids, attention_mask.bool())
-        hidden = self.decode(decoder_input_ids, memory, sampling)
+        places = self.decode(decoder_input_ids, memory, sampling)
         if labels is None:
-            return Seq2SeqLMOutput(logits=self.project(hidden))
+            return Seq2SeqLMOutput(logits=self.project(places))
         real = (labels != self.config.pad_token_id) & (labels >= 0)
-        loss = summed_cross_entropy(hidden[real], self._output_weight, labels[real], label_smoothing)
-        return Seq2SeqLMOutput(loss=loss)
+        hidden, weight, gold = places.hidden[real], self._output_weight, labels[real]
+        if places.pointers is None:
+            return Seq2SeqLMOutput(loss=summed_cross_entropy(hidden, weight, gold, label_smoothing))
+        pointers = places.pointers.at(real)
+        return Seq2SeqLMOutput(loss=copying.summed_cross_entropy(hidden, weight, pointers, gold, label_smoothing))
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the source's table."""
@@ -236,18 +273,37 @@ class Seq2SeqModel(PreTrainedModel):
         embedded: Tensor = table(tokens) * self.config.hidden_size**0.5
         return embedded
 
-    def _decode_sampling(self, target: Tensor, memory: Rows, probability: float) -> Tensor:
+    def _step(self, previous: Tensor, state: Rows, memory: Rows) -> tuple[Places, Rows]:
+        """Read the token before, (rows,); return what `project` reads, and the state after it."""
+        embedded = self._embed(previous, self.target_embeddings)
+        if self.gate is None:
+            hidden, state = self.network.step(embedded, state, memory)
+            return Places(hidden, None), state
+        assert isinstance(memory, copying.Memory)
+        hidden, weights, state = self.network.step_looking(embedded, state, memory.inner)
+        source = memory.source.repeat_interleave(len(previous) // len(memory.source), dim=0)  # (rows, source)
+        return Places(hidden, Pointers(self.gate(hidden, embedded), weights, source)), state
+
+    def _decode_sampling(self, target: Tensor, memory: Rows, probability: float) -> Places:
         if self.config.architecture != "rnn":
             raise UserError(Exit.USAGE, "scheduled sampling needs a recurrent decoder: give architecture=rnn")
-        state, results = self.network.start(memory), []
+        state, found = self.start(memory), []
         previous = target[:, 0]
         for given in [*target[:, 1:].unbind(dim=1), None]:
-            hidden, state = self.network.step(self._embed(previous, self.target_embeddings), state, memory)
-            results.append(hidden)
+            places, state = self._step(previous, state, memory)
+            found.append(places)
             if given is not None:
                 own = torch.rand(len(given), device=given.device) < probability
-                previous = torch.where(own, self.project(hidden.detach()).argmax(dim=-1), given)
-        return torch.stack(results, dim=1)
+                previous = torch.where(own, self.project(places).argmax(dim=-1), given)
+        hidden = torch.stack([places.hidden for places in found], dim=1)
+        several = [places.pointers for places in found if places.pointers is not None]
+        stacked = (torch.stack(part, dim=1) for part in zip(*several, strict=True))
+        return Places(hidden, Pointers(*stacked) if several else None)
+
+
+def _inner(memory: Rows) -> Rows:
+    """Return the memory of the network."""
+    return memory.inner if isinstance(memory, copying.Memory) else memory
 
 
 class Network(Protocol):
@@ -260,6 +316,10 @@ class Network(Protocol):
     def step(self, embedded: Tensor, state: Any, memory: Any) -> tuple[Tensor, Any]: ...
 
     def decode(self, embedded: Tensor, memory: Any) -> Tensor: ...
+
+    def step_looking(self, embedded: Tensor, state: Any, memory: Any) -> tuple[Tensor, Tensor, Any]: ...
+
+    def decode_looking(self, embedded: Tensor, memory: Any) -> tuple[Tensor, Tensor]: ...
 
     def alignment(self, embedded: Tensor, memory: Any) -> Tensor | None: ...
 

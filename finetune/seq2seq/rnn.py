@@ -253,6 +253,32 @@ class Recurrent(nn.Module):
 
         The memory may have fewer rows than the state: then it has one for each block of equally many rows.
         """
+        return self._step(embedded, state, memory)[::2]
+
+    def step_looking(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+        """Return what `step` does and, in the middle, the weights that the row gives to the source, (rows, source)."""
+        result, weights, state = self._step(embedded, state, memory)
+        assert weights is not None  # there is an attention
+        return result, weights, state
+
+    def decode(self, embedded: Tensor, memory: Memory) -> Tensor:
+        """Return what the output layer reads at each place of a given target: (batch, target, dim) -> the same.
+
+        The recurrences run over the whole target at once, unless the readout of each step enters the next.
+        """
+        return self._decode(embedded, memory)[0]
+
+    def decode_looking(self, embedded: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return what `decode` does, and the weights that each place gives to the source, (batch, target, source)."""
+        results, weights = self._decode(embedded, memory)
+        assert weights is not None  # there is an attention
+        return results, weights
+
+    def alignment(self, embedded: Tensor, memory: Memory) -> Tensor | None:
+        """Return the weights that each place of a target gives to the source, (batch, target, source)."""
+        return self._decode(embedded, memory)[1]
+
+    def _step(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor | None, State]:
         group = len(embedded) // len(memory.mask)  # hypotheses of one sentence that share its memory
         parts = [self.dropouts[0](embedded)]
         if self.input_feeding:
@@ -266,37 +292,22 @@ class Recurrent(nn.Module):
             after.append(layer.step(hidden, state.layers[index]))
             hidden = after[-1][0]
         top = hidden.view(len(memory.mask), group, -1)
-        result = self._read(top, self._context(top, memory)[0]).flatten(0, 1)
-        return result, State(after, result)
+        context, weights = self._context(top, memory)
+        result = self._read(top, context).flatten(0, 1)
+        return result, None if weights is None else weights.flatten(0, 1), State(after, result)
 
-    def decode(self, embedded: Tensor, memory: Memory) -> Tensor:
-        """Return what the output layer reads at each place of a given target: (batch, target, dim) -> the same.
-
-        The recurrences run over the whole target at once, unless the readout of each step enters the next.
-        """
-        if self.input_feeding:
-            return self._decode_stepwise(embedded, memory)
-        top = self._states(embedded, memory)
-        return self._read(top, self._context(top, memory)[0])
-
-    def alignment(self, embedded: Tensor, memory: Memory) -> Tensor | None:
-        """Return the weights that each place of a target gives to the source, (batch, target, source)."""
-        if self.attention is None:
-            return None
+    def _decode(self, embedded: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         if not self.input_feeding:
-            return self._context(self._states(embedded, memory), memory)[1]
-        state, weights = self.start(memory), []
+            top = self._states(embedded, memory)
+            context, weights = self._context(top, memory)
+            return self._read(top, context), weights
+        state, results, looks = self.start(memory), [], []
         for token in embedded.unbind(dim=1):
-            _, state = self.step(token, state, memory)
-            weights.append(self.attention(state.layers[-1][0][:, None], memory.keys, memory.values, memory.mask)[1])
-        return torch.cat(weights, dim=1)
-
-    def _decode_stepwise(self, embedded: Tensor, memory: Memory) -> Tensor:
-        state, results = self.start(memory), []
-        for token in embedded.unbind(dim=1):
-            result, state = self.step(token, state, memory)
+            result, weights, state = self._step(token, state, memory)
             results.append(result)
-        return torch.stack(results, dim=1)
+            looks.append(weights)
+        seen = [weights for weights in looks if weights is not None]
+        return torch.stack(results, dim=1), torch.stack(seen, dim=1) if seen else None
 
     def _states(self, embedded: Tensor, memory: Memory) -> Tensor:
         """Return the top layer's hidden vectors over a whole target, (batch, target, dim)."""

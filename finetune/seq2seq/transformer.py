@@ -135,17 +135,25 @@ class DecoderLayer(nn.Module):
 
         Padding on the right of a target needs no mask: what stands before it does not see it.
         """
-        hidden = self.around_attention(hidden, lambda inner: self.attention(inner, causal=True)[0])
-        return self._after_attention(hidden, source, mask)
+        return self.looking(hidden, source, mask, weights=False)[0]
 
-    def step(self, hidden: Tensor, cache: Tensor, length: int, source: Tensor, mask: Tensor) -> Tensor:
+    def looking(self, hidden: Tensor, source: Tensor, mask: Tensor, *, weights: bool) -> tuple[Tensor, Tensor | None]:
+        """Return what `forward` does and, where asked for, the weights: (batch, heads, target, source)."""
+        hidden = self.around_attention(hidden, lambda inner: self.attention(inner, causal=True)[0])
+        return self._after_attention(hidden, source, mask, weights=weights)
+
+    def step(
+        self, hidden: Tensor, cache: Tensor, length: int, source: Tensor, mask: Tensor, *, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Map the newest position (rows, 1, dim) to the same; cache (rows, 2, heads, capacity, dim / heads).
 
-        Rows that share a source (hypotheses of one sentence) ask it side by side, as if they were its positions.
+        Rows that share a source (hypotheses of one sentence) ask it side by side, as if they were its positions: so are
+        the weights, where they are asked for, (batch, heads, rows / batch, source).
         """
         hidden = self.around_attention(hidden, lambda inner: self.attention.step(inner, cache, length))
         grouped = hidden.view(len(source), -1, hidden.shape[-1])  # (batch, rows / batch, dim)
-        return self._after_attention(grouped, source, mask).view_as(hidden)
+        after, looks = self._after_attention(grouped, source, mask, weights=weights)
+        return after.view_as(hidden), looks
 
     def weights(self, hidden: Tensor, source: Tensor, mask: Tensor) -> Tensor:
         """Return what `forward` would give to each source position: (batch, heads, target, source)."""
@@ -155,10 +163,18 @@ class DecoderLayer(nn.Module):
         assert weights is not None
         return weights
 
-    def _after_attention(self, hidden: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.around_cross(hidden, lambda inner: self.cross_attention.cross(inner, source, mask)[0])
-        result: Tensor = self.around_feed_forward(hidden, self.feed_forward)
-        return result
+    def _after_attention(
+        self, hidden: Tensor, source: Tensor, mask: Tensor, *, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        looks: Tensor | None = None
+
+        def ask(inner: Tensor) -> Tensor:
+            nonlocal looks
+            context, looks = self.cross_attention.cross(inner, source, mask, weights=weights)
+            return context
+
+        hidden = self.around_cross(hidden, ask)
+        return self.around_feed_forward(hidden, self.feed_forward), looks
 
 
 @dataclass
@@ -232,19 +248,26 @@ class Transformer(nn.Module):
 
         The memory may have fewer rows than the state: then it has one for each block of equally many rows.
         """
-        state = state.with_room()
-        hidden = self.target_dropout(self.target_positions(embedded[:, None], state.length))  # (rows, 1, dim)
-        for index, layer in enumerate(self.decoder_layers):
-            hidden = layer.step(hidden, state.cache[:, index], state.length, memory.layers[index], memory.mask)
-        return self.decoder_norm(hidden)[:, 0], replace(state, length=state.length + 1)
+        return self._step(embedded, state, memory, weights=False)[::2]
+
+    def step_looking(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+        """Return what `step` does and, in the middle, what the row gives to the source, as in `decode_looking`."""
+        hidden, looks, state = self._step(embedded, state, memory, weights=True)
+        assert looks is not None
+        return hidden, looks.mean(dim=1).flatten(0, 1), state  # (batch, heads, rows / batch, source) -> (rows, source)
 
     def decode(self, embedded: Tensor, memory: Memory) -> Tensor:
         """Return what the output layer reads at each place of a given target: (batch, target, dim) -> the same."""
-        hidden = self.target_dropout(self.target_positions(embedded))
-        for layer, source in zip(self.decoder_layers, memory.layers, strict=True):
-            hidden = layer(hidden, source, memory.mask)
-        result: Tensor = self.decoder_norm(hidden)
-        return result
+        return self._decode(embedded, memory, weights=False)[0]
+
+    def decode_looking(self, embedded: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return what `decode` does, and what each place gives to the source, (batch, target, source).
+
+        These weights are those of the last layer, averaged over its heads: the last that is known of the source.
+        """
+        hidden, looks = self._decode(embedded, memory, weights=True)
+        assert looks is not None
+        return hidden, looks.mean(dim=1)
 
     def alignment(self, embedded: Tensor, memory: Memory) -> Tensor:
         """Return the weights that each place of a target gives to the source, (batch, target, source).
@@ -256,3 +279,21 @@ class Transformer(nn.Module):
         for layer, source in zip(self.decoder_layers[:chosen], memory.layers, strict=False):
             hidden = layer(hidden, source, memory.mask)
         return self.decoder_layers[chosen].weights(hidden, memory.layers[chosen], memory.mask).mean(dim=1)
+
+    def _step(
+        self, embedded: Tensor, state: State, memory: Memory, *, weights: bool
+    ) -> tuple[Tensor, Tensor | None, State]:
+        state, last, looks = state.with_room(), len(self.decoder_layers) - 1, None
+        hidden = self.target_dropout(self.target_positions(embedded[:, None], state.length))  # (rows, 1, dim)
+        for index, layer in enumerate(self.decoder_layers):
+            cache, source = state.cache[:, index], memory.layers[index]
+            hidden, looks = layer.step(
+                hidden, cache, state.length, source, memory.mask, weights=weights and index == last
+            )
+        return self.decoder_norm(hidden)[:, 0], looks, replace(state, length=state.length + 1)
+
+    def _decode(self, embedded: Tensor, memory: Memory, *, weights: bool) -> tuple[Tensor, Tensor | None]:
+        hidden, last, looks = self.target_dropout(self.target_positions(embedded)), len(self.decoder_layers) - 1, None
+        for index, layer in enumerate(self.decoder_layers):
+            hidden, looks = layer.looking(hidden, memory.layers[index], memory.mask, weights=weights and index == last)
+        return self.decoder_norm(hidden), looks
