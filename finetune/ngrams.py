@@ -65,13 +65,20 @@ class NgramModel:
         """Return minus log2 of the probability that a text is these UTF-8 bytes and then ends."""
         return float(self.bits_each([text])[0])
 
-    def bits_each(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the bits of each text, (texts,); many at once are faster than one by one."""
-        stream = _stream(texts)
-        predicted = stream != BEGIN
+    def bits_each(self, texts: Sequence[str], before: Sequence[str] | None = None) -> np.ndarray:
+        """Return the bits of each text, (texts,); many at once are faster than one by one.
+
+        `before` has for each text what stands before it, a prompt for example: that is read, and costs nothing.
+        """
+        prompts = [""] * len(texts) if before is None else before
+        stream = _stream([prompt + text for prompt, text in zip(prompts, texts, strict=True)])
+        starts = np.flatnonzero(stream == BEGIN)
+        sizes = np.diff(starts, append=len(stream))
+        first = [1 + len(prompt.encode("utf-8", "surrogatepass")) for prompt in prompts]  # places before it are read
+        row = np.repeat(np.arange(len(texts)), sizes)
+        predicted = np.arange(len(stream)) - starts[row] >= np.array(first, dtype=np.int64)[row]
         keys = _ending_here(self.alphabet.codes[stream], self.order, self.alphabet)[predicted]
-        row = np.cumsum(~predicted)[predicted] - 1
-        return np.bincount(row, weights=-np.log2(self._probabilities(keys)))
+        return np.bincount(row[predicted], weights=-np.log2(self._probabilities(keys)))
 
     def distribution(self, before: str) -> np.ndarray:
         """Return the probability of each next byte, and last that of the end, after the beginning of a text, (257,)."""

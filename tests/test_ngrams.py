@@ -113,6 +113,21 @@ def test_a_text_costs_the_same_alone_and_among_others(monkeypatch: pytest.Monkey
     assert model.bits_each([]).tolist() == []
 
 
+def test_what_stands_before_a_text_is_read_and_costs_nothing() -> None:
+    model = NgramModel.fit(texts(60, seed=3), 4)
+    prompts, asked = ["ab", "", "é狗", "\ud83d"], ["cé", "ab", "", "\ude00 d"]
+    found = model.bits_each(asked, prompts)
+    assert found.tolist() == [float(model.bits_each([one], [two])[0]) for one, two in zip(asked, prompts, strict=True)]
+    for bits, prompt, text in zip(found, prompts, asked, strict=True):
+        symbols, cost = prompt.encode("utf-8", "surrogatepass"), 0.0
+        for byte in (*text.encode("utf-8", "surrogatepass"), -1):  # -1: the end
+            cost -= math.log2(model._after([BEGIN, *symbols])[byte])
+            symbols += bytes([byte]) if byte >= 0 else b""
+        assert bits == pytest.approx(cost, rel=1e-9)
+    pairs = NgramModel.fit([f"{word}\n{answer}" for word, answer in (("one", "A"), ("two", "B"))] * 20, 5)
+    assert pairs.bits_each(["A"], ["one\n"])[0] < 0.5 < 5 < pairs.bits_each(["B"], ["one\n"])[0]
+
+
 def test_the_order_is_the_one_that_guesses_held_out_text_best() -> None:
     pure = ["".join(np.random.default_rng(5).choice([*"abcd"], 20_000))]
     assert NgramModel.fit(pure).order == 3  # nothing to learn from longer histories

@@ -60,7 +60,8 @@ def test_bits_per_byte_counts_utf8_bytes_and_perplexity_tokens(start: Start) -> 
     tokenizer = AutoTokenizer.from_pretrained(start.name)
     texts = ["ab", "это"]
     rows = [np.array([0, *tokenizer(text)["input_ids"], 0]) for text in texts]
-    found, seconds = perplexity.tally(start, Texts(["a", "b"], texts, rows, np.ones(2, dtype=np.int64)), 40, 20, "no")
+    coded = Texts(["a", "b"], texts, rows, np.ones(2, dtype=np.int64), ["", ""])
+    found, seconds = perplexity.tally(start, coded, 40, 20, "no")
     assert seconds > 0
     assert found.bytes.tolist() == [2, 6]
     assert found.tokens.tolist() == [3, 7]

@@ -120,13 +120,14 @@ def _labels(piece: np.ndarray, skipped: int) -> np.ndarray:
 class Texts:
     """Texts to be predicted, coded: `rows` begin and end with end-of-text, tokens before `first` are only read.
 
-    `texts` are what is predicted: documents, or completions.
+    `texts` are what is predicted: documents, or completions; `before` is what each stands behind, a prompt or nothing.
     """
 
     ids: list[str]
     texts: list[str]
     rows: list[np.ndarray]
     first: np.ndarray
+    before: list[str]
 
     @property
     def bytes(self) -> np.ndarray:

@@ -113,7 +113,8 @@ class Material:
 
     train: Examples
     texts: dict[str, Texts]  # of each split but train
-    learnt: list[str]  # texts that a baseline may learn from
+    learnt: list[str]  # what is learnt to be written: documents, or completions
+    before: list[str]  # what each of them stands behind: a prompt, or nothing
     figures: dict[str, Any]
 
 
@@ -150,7 +151,7 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
         figures |= {"documents": len(documents), "tokens": len(documents.tokens), "blocks": len(examples.lengths)}
     figures["bytes"] = sum(len(text.encode()) for text in learnt)
     texts = {name: coded(split, encoder, reading) for name, split in splits.items() if name != "train"}
-    return Material(examples, texts, learnt, figures)
+    return Material(examples, texts, learnt, _before(train, reading.data), figures)
 
 
 def _check_size(train: Split, tokens: int, window: int) -> None:
@@ -164,9 +165,15 @@ def coded(split: Split, encoder: TextEncoder, reading: Reading) -> Texts:
     if reading.data.has_prompts:
         kept = replace(reading, data=replace(reading.data, on_long="truncate"))
         found = completions(split, encoder, kept)
-        return Texts(split.ids(), split.targets(), found.rows, found.prompt)
+        return Texts(split.ids(), split.targets(), found.rows, found.prompt, _before(split, reading.data))
     rows = [np.array([encoder.end, *row, encoder.end]) for row in encoder.encode(split.texts())]
-    return Texts(split.ids(), split.texts(), rows, np.ones(len(rows), dtype=np.int64))
+    first = np.ones(len(rows), dtype=np.int64)
+    return Texts(split.ids(), split.texts(), rows, first, _before(split, reading.data))
+
+
+def _before(split: Split, data: TextDataConfig) -> list[str]:
+    """Return what stands before each text that is predicted: nothing before a document."""
+    return prompts_of(split, data) if data.has_prompts else [""] * len(split)
 
 
 def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Completions:
@@ -227,15 +234,17 @@ def affordable(texts: Sequence[str]) -> tuple[Sequence[str], int]:
 def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     """Fit the cheap system to the texts of train; return its name, its tally of each split and the seconds of fitting.
 
-    It reads completions without their prompts, and of a large train evenly as many texts as memory allows.
+    Like the model it reads prompts and answers for completions alone. Of a large train it counts evenly as many texts
+    as memory allows.
     """
-    learnt, part = affordable(found.learnt)
+    whole = [prompt + text for prompt, text in zip(found.before, found.learnt, strict=True)]
+    learnt, part = affordable(whole)
     began = time.perf_counter()
     system = NgramModel.fit(learnt)
     seconds = time.perf_counter() - began
     tallies = {}
     for name, one in found.texts.items():
-        nats = system.bits_each(one.texts) * np.log(2)
+        nats = system.bits_each(one.texts, one.before) * np.log(2)
         tallies[name] = Tally(one.ids, one.texts, one.bytes, np.zeros(len(nats)), nats)
     return system.name + (f" (of every {part}th text)" if part > 1 else ""), tallies, seconds
 
