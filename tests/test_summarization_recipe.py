@@ -157,7 +157,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_long_sources_are_counted_and_windows_are_merged(tmp_path: Path, bart: Path) -> None:
     settings = (f"model={bart}", *BRIEF, "max_source_length=10", "data.on_long=window")
     run = train(tmp_path, *settings)
-    long = json.loads((run / "results.json").read_text())["diagnostics"]["long_rows"]
+    figures = json.loads((run / "results.json").read_text())["diagnostics"]
+    long, log = figures["long_rows"], " ".join((run / "train.log").read_text().split())
+    assert "64 of train, 12 of validation, 12 of test: summarised in windows and merged" in log
+    rows = read_jsonl(tmp_path / "train.jsonl")
+    sizes = [len(AutoTokenizer.from_pretrained(bart)(row["text"])["input_ids"]) - 2 for row in rows]
+    share = round(100 * 10 * len(sizes) / sum(sizes))
+    assert f"training reads 64 long sources up to token 10: {share} % of all tokens" in log
     assert long["sources"] == {"train": 64, "validation": 12, "test": 12}
     assert (long["on_long"], long["max_source_length"]) == ("window", 10)
     outcome = done("predict", run / "model", "--input", tmp_path / "test.jsonl", *COLUMN, "--json")

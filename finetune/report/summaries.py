@@ -16,7 +16,7 @@ SIDES = ("source", "target")
 DONE = {
     "truncate": "cut at the end",
     "error": "refused",
-    "window": "summarised in windows, cut in training",
+    "window": "summarised in windows and merged",
     "lead_tail": "cut in the middle",
 }
 FIGURES = {  # name -> what a person reads, digits
@@ -46,6 +46,12 @@ def say_coded(run: Run, coded: Mapping[str, Coded], lengths: Lengths, on_long: O
             places = ", ".join(f"{number:,} of {name}" for name, number in found.items() if number)
             head = "warning" if sum(found.values()) > MANY_CUT * rows else ""
             run.say(head, f"{side}s above max_{side}_length={longest}: {places}: {done}")
+    if on_long == "window" and sources["train"]:
+        share = np.minimum(sizes[:, 0], lengths.source).sum() / sizes[:, 0].sum()
+        told = (
+            f"{count(sources['train'], 'long source')} up to token {lengths.source}: {100 * share:.0f} % of all tokens"
+        )
+        run.say("", f"training reads {told}; windows are for writing alone")
     return {
         "tokens": {
             side: {"median": middle[place], "p95": high[place], "max": int(sizes[:, place].max())}

@@ -189,8 +189,8 @@ class Coded:
 def encode(writer: Writer, split: Split, on_long: OnLong) -> Coded:
     """Turn the pairs of a split into framed token rows; what is too long is cut, and counted.
 
-    Under on_long=error raises UserError (65) for the first pair that is too long. Windows are for writing alone: here
-    a source keeps its first tokens.
+    Under on_long=error raises UserError (65) for the first pair that is too long. Windows are for writing alone (see
+    `long_texts`): under on_long=window a source keeps its first tokens here.
     """
     sources, targets = writer.code_sources(split.sources()), writer.code_targets(split.targets())
     sizes = np.array([[len(source), len(target)] for source, target in zip(sources, targets, strict=True)])
@@ -222,8 +222,9 @@ def mean_loss(writer: Writer, coded: Coded, config: TrainConfig) -> float:
 def write(writer: Writer, split: Split, on_long: OnLong, config: GenerationConfig, seed: int) -> Written:
     """Write a text for each source; `cut` of the result counts the sources that were too long.
 
-    Under on_long=window such a source is cut into windows, each is summarised, and the summaries, one after the other,
-    take its place, until it fits or gets no shorter. Raises UserError (65) for one under on_long=error.
+    Under on_long=window, hierarchical summarise-then-merge, such a source is cut into windows, each is summarised, and
+    the summaries, one after the other, take its place, until it fits or gets no shorter. Raises UserError (65) for one
+    under on_long=error.
     """
     started = time.perf_counter()
     texts, room = split.sources(), writer.source.room
