@@ -114,6 +114,15 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
     return model
 
 
+@contextmanager
+def called(setting: str) -> Iterator[None]:
+    """Call a checkpoint by the setting that names it, where an error says model=..."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(error.code, str(error).replace("model=", f"{setting}=", 1)) from None
+
+
 def remember_settings(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
     """Note in a model's config which settings of its recipe are needed to use it as it was trained."""
     model.config.task_specific_params = {SETTINGS_KEY: dict(settings)}

@@ -1,14 +1,13 @@
 """Write summaries, or other texts after sources: BART, T5 and their kin, GPT-2, BERT with GPT-2, or from scratch.
 
-The family is that of the model: an encoder-decoder, a language model that goes on after `TL;DR:`, an encoder joined to
-a decoder (`architecture=bert2gpt`), or one of the project's own with random weights (`architecture=seq2seq`).
+The family is that of the model, or of `architecture`: an encoder joined to a decoder, one of the project's own.
 """
 
 import time
 from dataclasses import replace
 from typing import Any, Literal
 
-from finetune import hardware, text_evaluation
+from finetune import bertscore, hardware, text_evaluation
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.data.sequences import SummaryDataConfig, read_splits
@@ -44,13 +43,12 @@ class Config:
     prompt_end: str = field("\\nTL;DR:", "GPT-2: text between a source and its target; \\n is a line end")
     vocabulary: VocabularyConfig = field(VocabularyConfig, "seq2seq: tokens, learnt from train")
     network: networks.NetworkConfig = field(networks.NetworkConfig, "seq2seq: the model")
-    max_source_length: networks.Longest | Literal["auto"] = field(
-        "auto", "tokens of a source with what stands around it; auto: 512 at most; data.on_long: what happens beyond"
-    )
+    max_source_length: networks.Longest | Literal["auto"] = field("auto", "tokens of a source; auto: 512 at most")
     max_target_length: networks.Longest | Literal["auto"] = field("auto", "tokens of a target; auto: 128 at most")
     label_smoothing_factor: networks.Probability = field(0.1, "probability spread over all tokens")
     generation: GenerationConfig = field(families.writing_settings, "how texts are written at the end and by predict")
     baseline: Literal["auto", "none"] = field("auto", "auto: lead, extracts, retrieval and the like beside the model")
+    bertscore_model: str | None = field(None, "BERTScore beside ROUGE, by this BERT: mini-mbert, Hub name or folder")
     train: TrainConfig = field(families.loop_settings, "the loop")
     seed: Seed = field(1, "of new weights, order, dropout, held-out rows and samples")
     seeds: list[Seed] | None = field(None, "train once with each, e.g. [1,2,3]")
@@ -62,7 +60,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     began, task, asked = time.perf_counter(), task_named(config.task, config.language), config.train
     splits = read_splits(config.data, seed=config.seed)
     found = opening.say_pairs(run, config.data, splits)
-    model = families.begin(config, splits["train"])
+    model, meter = families.begin(config, splits["train"]), bertscore.load(config.bertscore_model)
     config = replace(
         config, train=families.resolve(asked, model, task.decides), source_prefix=model.prefix,
         max_source_length=model.lengths.source, max_target_length=model.lengths.target,
@@ -100,7 +98,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     results = conclude(run, Conclusion(
         recipe=families.RECIPE, model=model.described, system=System(model.name, judged, progress.seconds),
         baselines=beside, splits=splits, seconds=seconds, throughput=rates,
-        diagnostics=found | {"parameters": parameters},
+        diagnostics=found | {"parameters": parameters}, meter=meter,
     ), task)  # fmt: skip
     run.write_card(model_card(results, to_tree(config), place))
     return results

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("finetune.ngrams", "finetune.text_quality"),
         *("finetune.pretrained", "finetune.cpu", "finetune.first_token", "finetune.language_diagnosis"),
     ),
-    ("finetune.trainer", "finetune.label_budget"),
+    ("finetune.trainer", "finetune.label_budget", "finetune.bertscore"),
     ("finetune.classifier", "finetune.seq2seq.*"),
     ("finetune.pretraining.*",),
     ("finetune.causal.*",),

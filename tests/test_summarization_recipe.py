@@ -37,13 +37,13 @@ def train(folder: Path, *settings: object, output: str = "run", rows: int = 64) 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Return a run of BART that has learnt to say which colour came."""
     folder = tmp_path_factory.mktemp("summarization")
     model = tiny.bart(folder / "bart", spread=0.1)
     loop = ("train.num_train_epochs=12", "train.learning_rate=5e-3", "train.eval_steps=60")
     with private_cache(folder):
-        return train(folder, f"model={model}", *loop, rows=120)
+        return train(folder, f"model={model}", *loop, f"bertscore_model={tiny_model}", rows=120)
 
 
 def test_the_run_learns_and_stands_beside_baselines_and_a_ceiling(trained: Path) -> None:
@@ -67,6 +67,19 @@ def test_the_run_learns_and_stands_beside_baselines_and_a_ceiling(trained: Path)
     stored = (trained / "config.yaml").read_text()
     assert "max_source_length: 48" in stored
     assert json.loads((trained / "environment.json").read_text())["model"].startswith("sha256:")
+
+
+def test_bertscore_stands_beside_rouge_with_its_model(trained: Path, tiny_model: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    found, other = results["diagnostics"]["bertscore"], results["baseline"]["name"]
+    assert (found["model"], found["layer"], found["baseline"]["name"]) == (str(tiny_model), 1, other)
+    assert found["system"]["f1"]["value"] > found["baseline"]["f1"]["value"]
+    mine, other_f1 = (found[side]["f1"]["value"] for side in ("system", "baseline"))
+    assert found["difference"]["value"] == pytest.approx(mine - other_f1)
+    assert "bertscore" not in results["scores"]["test"]
+    told = " ".join((trained / "README.md").read_text().split())
+    assert f"BERTScore: `f1 {found['system']['f1']['value']:.3f}" in told
+    assert f"by {tiny_model}, layer 1 · {other}" in told
 
 
 def test_predict_and_evaluate_repeat_the_run_with_the_folder_alone(trained: Path) -> None:
@@ -104,6 +117,7 @@ def test_the_terminal_tells_the_summaries_beside_human_ones(trained: Path) -> No
     assert "summaries " in outcome.out
     assert "in brackets: human summaries" in " ".join(outcome.out.split())
     assert "oracle extract" in outcome.out
+    assert "bertscore f1 " in " ".join(outcome.out.split())
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2", "bert2gpt", "scratch"])
@@ -114,11 +128,11 @@ def test_every_family_trains_writes_and_is_read_back(
         "t5": (f"model={tiny.t5(tmp_path / 't5')}",),
         "gpt2": (f"model={tiny_gpt2}", "prompt_end= =", "max_target_length=12"),
         "bert2gpt": ("architecture=bert2gpt", f"encoder={tiny_model}", f"decoder={tiny_gpt2}"),
-        "scratch": SCRATCH,
+        "scratch": (*SCRATCH, "copy=true", f"bertscore_model={tiny_model}"),
     }
     run = train(tmp_path, *how[kind], *BRIEF)
     results = json.loads((run / "results.json").read_text())
-    name = {"t5": "T5", "gpt2": "GPT-2", "bert2gpt": "BERT with GPT-2", "scratch": "Transformer"}[kind]
+    name = {"t5": "T5", "gpt2": "GPT-2", "bert2gpt": "BERT with GPT-2", "scratch": "Transformer with copying"}[kind]
     assert results["diagnostics"]["system"] == name
     before = [row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")]
     rows = done("predict", run / "model", "--input", tmp_path / "test.jsonl", *COLUMN, "--beam-size", 1, "--json").json
@@ -199,6 +213,7 @@ def test_dry_run_writes_nothing_and_seeds_are_combined(tmp_path: Path, bart: Pat
         (("model={bart}", "generation.temperature=-1"), 2, "generation.temperature cannot be -1"),
         (("model={bart}", "task=sumarization"), 2, "unknown task sumarization; did you mean summarization?"),
         (("architecture=bert2gpt", "encoder={bart}", "decoder={bart}"), 65, "encoder={bart} (BartForConditional"),
+        (("model={bart}", "bertscore_model={bart}"), 65, "bertscore_model={bart} (BartModel) is an encoder-decoder"),
         (("model={empty}",), 65, "tokenizer files are missing"),
     ],
     ids=str,

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 
 from finetune import __version__
 from finetune.report.matrix import markdown, table, verdict_lines
-from finetune.report.summaries import summaries_table
+from finetune.report.summaries import bertscore_text, summaries_table
 from finetune.report.text import ceiling_text, verdict_text
 from finetune.run import SECRET
 from finetune.terminal import count, difference, shown
@@ -47,10 +47,7 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     ]
     if "comparison" in results:
         parts.append(verdict_text(_with_code(results)).replace("\n", " "))
-    if "ceiling" in results["diagnostics"]:
-        parts.append(f"Ceiling: {ceiling_text(results['diagnostics']['ceiling'])}.")
-    if "summaries" in results["diagnostics"]:
-        parts += ["## What its summaries are like", summaries_table(results["diagnostics"]["summaries"])]
+    parts += _of_summaries(results["diagnostics"])
     if "budget" in results["diagnostics"]:
         parts += ["## How many labels it needs", _budget_table(results["diagnostics"]["budget"])]
     if "matrix" in results:
@@ -70,6 +67,19 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
         "neither is known to this card.",
     ]
     return SECRET.sub("hf_***", "\n\n".join(parts) + "\n")
+
+
+def _of_summaries(figures: Mapping[str, Any]) -> list[str]:
+    """Return what is told of summaries, as far as it is there: BERTScore, the ceiling, what they are like."""
+    parts = []
+    if "bertscore" in figures:
+        found = figures["bertscore"]
+        parts.append(f"BERTScore: {_code(bertscore_text(found))}. {found['definition']}")
+    if "ceiling" in figures:
+        parts.append(f"Ceiling: {ceiling_text(figures['ceiling'])}.")
+    if "summaries" in figures:
+        parts += ["## What its summaries are like", summaries_table(figures["summaries"])]
+    return parts
 
 
 def _labels(labels: list[str]) -> str:

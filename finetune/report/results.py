@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +14,16 @@ from finetune.evaluation import Predictions
 from finetune.metrics import DEFINITIONS
 from finetune.run import Run
 
+if TYPE_CHECKING:  # it needs torch, and this file does not
+    from finetune.bertscore import Meter
+
 JUDGED_BY = "accuracy"
 SAME_FOR_ALL = ("recipe", "task", "model", "definitions", "baseline", "baselines")  # parts of a result that seeds share
 KEPT_OF_FIRST = (
     "system", "labels", "language", "judged_on", "rows", "skipped_rows", "skipped_turns", "resolution", "parameters",
     "signatures", "ceiling",
 )  # fmt: skip
-OF_CHOSEN = ("errors", "written", "summaries")  # diagnostics of the best seed, not of all
+OF_CHOSEN = ("errors", "written", "summaries", "bertscore")  # diagnostics of the best seed, not of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class Conclusion:
-    """Everything that a run found out, before it is scored."""
+    """Everything that a run found out, before it is scored, and what measures texts by their meaning, if any does."""
 
     recipe: str
     model: str
@@ -47,6 +50,7 @@ class Conclusion:
     seconds: Mapping[str, float]
     throughput: Mapping[str, float]
     diagnostics: Mapping[str, Any]
+    meter: "Meter | None" = None
 
 
 @dataclasses.dataclass(frozen=True)

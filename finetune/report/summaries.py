@@ -9,7 +9,7 @@ from finetune.run import Run
 from finetune.seq2seq.encoder_decoder import Lengths
 from finetune.summaries.long_texts import OnLong
 from finetune.summaries.writer import Coded
-from finetune.terminal import count
+from finetune.terminal import count, interval
 
 MANY_CUT = 0.01
 SIDES = ("source", "target")
@@ -81,6 +81,17 @@ def summaries_table(figures: Mapping[str, Any]) -> str:
         if name in figures["definitions"]:
             definitions.append(f"- {name}: {figures['definitions'][name]}")
     return "\n".join(lines) + "\n\n" + "\n".join(definitions)
+
+
+def bertscore_text(found: Mapping[str, Any]) -> str:
+    """Return the F1 by BERTScore, by which model, and that of the baseline: `f1 0.843 [...] by mini-mbert ...`."""
+    told = [f"f1 {interval(found['system']['f1'])} by {found['model']}, layer {found['layer']}"]
+    if "baseline" in found:
+        told.append(f"{found['baseline']['name']} {interval(found['baseline']['f1'])}")
+        value, low, high = (100 * found["difference"][name] for name in ("value", "low", "high"))
+        told.append(f"{value:+.1f} points [{low:.1f}, {high:.1f}]")
+    cut = f"\n{count(found['cut'], 'text')} longer than the model reads: cut" if found["cut"] else ""
+    return " · ".join(told) + cut
 
 
 def say_written(run: Run, long: int, rows: int, longest: int, on_long: OnLong) -> None:

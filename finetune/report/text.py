@@ -6,7 +6,7 @@ from typing import Any
 from finetune.report.budget import budget_lines
 from finetune.report.diagnosis import correlation_text
 from finetune.report.matrix import language_lines
-from finetune.report.summaries import summaries_text
+from finetune.report.summaries import bertscore_text, summaries_text
 from finetune.terminal import count, difference, duration, is_percentage, line, p_value, shown
 
 SHOWN_ERRORS = 3
@@ -33,6 +33,8 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
         lines.append(line("gaps", correlation_text(results["diagnostics"]["languages"])))
     elif "comparison" in results:
         lines.append(line("verdict", verdict_text(results)))
+    if "bertscore" in results["diagnostics"]:
+        lines.append(line("bertscore", bertscore_text(results["diagnostics"]["bertscore"])))
     if "ceiling" in results["diagnostics"]:
         lines.append(line("ceiling", ceiling_text(results["diagnostics"]["ceiling"])))
     if "summaries" in results["diagnostics"]:

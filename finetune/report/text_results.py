@@ -43,14 +43,18 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
     }
     if task.name == text_baselines.SUMMARIES:
         results["diagnostics"] |= of_summaries(predictions, found.splits["train"].targets(), task)
+    other: tuple[str, TextPredictions] | None = None
     if found.baselines:
         # Chosen on validation, so that the test set has no say in what it is compared with.
         by_name = {one.name: one for one in found.baselines}
         on_validation = {name: one.predictions["validation"] for name, one in by_name.items()}
         strongest = by_name[text_evaluation.strongest(on_validation, task)]
         results |= beside(found.baselines, strongest, score)
-        results["comparison"] = text_evaluation.compare(predictions, strongest.predictions[judged], task)
-        run.write_predictions(f"baseline.{judged}", text_evaluation.to_rows(strongest.predictions[judged]))
+        other = strongest.name, strongest.predictions[judged]
+        results["comparison"] = text_evaluation.compare(predictions, other[1], task)
+        run.write_predictions(f"baseline.{judged}", text_evaluation.to_rows(other[1]))
+    if found.meter is not None:
+        results["diagnostics"]["bertscore"] = found.meter.judged(predictions, other)
     for name, part in found.system.predictions.items():
         run.write_predictions(name, text_evaluation.to_rows(part))
     run.write_predictions("errors", diagnosis["errors"])

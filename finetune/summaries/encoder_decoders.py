@@ -4,8 +4,7 @@ The decoder reads a target behind the model's start token and is asked for each 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -204,12 +203,12 @@ def begin_joined(settings: Settings) -> EncoderDecoderWriter:
     A text begins with the decoder's begin-of-text token (GPT-2's only special one, which also ends it). Raises
     UserError (65) where a checkpoint cannot read or write.
     """
-    with _named("encoder"):
+    with pretrained.called("encoder"):
         one = pretrained.locate(settings.encoder)
         reads = pretrained.load_tokenizer(one)
         _check_class(one, lambda made_as: not made_as.endswith((*WRITERS, *ANSWERING)), "reads no text; give BERT")
         encoder = pretrained.load_model(AutoModel, one, reads)
-    with _named("decoder"):
+    with pretrained.called("decoder"):
         other = pretrained.locate(settings.decoder)
         writes = pretrained.load_tokenizer(other)
         _check_class(other, lambda made_as: made_as.endswith(WRITERS), "writes no text; give GPT-2")
@@ -365,15 +364,6 @@ def _check_class(source: Source, fits: Callable[[str], bool], otherwise: str) ->
 def _known(network: PreTrainedModel) -> str:
     kind = str(network.config.model_type)
     return NAMES.get(kind, kind)
-
-
-@contextmanager
-def _named(setting: str) -> Iterator[None]:
-    """Call a checkpoint by the setting that names it, where an error says model=..."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(error.code, str(error).replace("model=", f"{setting}=", 1)) from None
 
 
 def _loss(model: nn.Module, batch: Batch, smoothing: float) -> Tensor:

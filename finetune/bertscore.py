@@ -1,0 +1,152 @@
+"""BERTScore: how near the pieces of a text lie to those of its reference, as a BERT reads both (Zhang et al. 2020).
+
+Any BERT that is at hand will do, so a figure is worth nothing without the model's name, and is compared with figures of
+the same model alone. The package `bert-score` is not used: it loads checkpoints past the checks of `pretrained`, and
+asks the network for models that lie in a folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune import hardware, pretrained, significance
+from finetune.data.batching import evaluation_batches, pad
+from finetune.errors import Exit, UserError
+from finetune.significance import Sample
+from finetune.text_evaluation import TextPredictions
+
+SETTING = "bertscore_model"
+FIGURES = ("precision", "recall", "f1")
+DEFINITION = (
+    "BERTScore, 0 to 1 (Zhang et al. 2020, section 3): cosines of the last layer's vectors, without special tokens; "
+    "precision is the mean over the pieces of a text of the nearest piece of its reference, recall the other way "
+    "round, f1 their harmonic mean; of several references the best f1; without idf weights and without rescaling, so "
+    "that unrelated texts are far above 0 too; a text without a piece has 0. Means over rows."
+)
+ROWS_AT_ONCE = 256  # of which the vectors are kept
+TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A BERT that reads, and where it comes from."""
+
+    name: str
+    identity: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def longest(self) -> int:
+        """Return how many tokens it reads of a text, special ones included."""
+        return pretrained.context_limit(self.model.config, self.tokenizer)
+
+    @property
+    def layers(self) -> int:
+        """Return the number of the layer whose vectors are compared: the last."""
+        return int(self.model.config.num_hidden_layers)
+
+    def judged(self, own: TextPredictions, other: tuple[str, TextPredictions] | None) -> dict[str, Any]:
+        """Score a system's texts, and beside them those of another one for the same rows, by its name.
+
+        Returns {"model", "identity", "layer", "cut" (texts and references longer than the model reads), "system":
+        {"precision", "recall", "f1"} with 95 % intervals, "definition"}, and with another one "baseline" (with its
+        "name") and "difference": that of the f1 with its paired interval, positive where the system is better.
+        """
+        mine = row_scores(self, own.predicted, own.references)
+        found: dict[str, Any] = {
+            "model": self.name, "identity": self.identity, "layer": self.layers, "cut": _too_long(self, own),
+            "system": _intervals(mine), "definition": DEFINITION,
+        }  # fmt: skip
+        if other is not None:
+            theirs = row_scores(self, other[1].predicted, other[1].references)
+            found["baseline"] = {"name": other[0]} | _intervals(theirs)
+            interval = significance.paired_bootstrap(_sample(mine[:, 2:]), _sample(theirs[:, 2:]))[0]
+            found["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high}
+        return found
+
+
+def load(name: str | None) -> Meter | None:
+    """Load the BERT of a folder, Hub name or shipped checkpoint; no name: none.
+
+    Raises UserError as `pretrained.locate` does, and 65 for a model that reads no text by itself.
+    """
+    if name is None:
+        return None
+    with pretrained.called(SETTING):
+        source = pretrained.locate(name)
+        tokenizer = pretrained.load_tokenizer(source)
+        model = pretrained.load_model(AutoModel, source, tokenizer)
+        if model.config.is_encoder_decoder:
+            what = f"model={name} ({type(model).__name__}) is an encoder-decoder"
+            raise UserError(Exit.BAD_DATA, f"{what}; give a BERT, e.g. mini-mbert")
+    return Meter(name, source.identity, model.eval().to(hardware.device_type(use_cpu=False)), tokenizer)
+
+
+def row_scores(meter: Meter, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return precision, recall and f1 of each text against the nearest of its references, (rows, 3)."""
+    found = np.zeros((len(predicted), len(FIGURES)))
+    for start in range(0, len(predicted), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        texts = list(dict.fromkeys([*predicted[part], *(text for several in references[part] for text in several)]))
+        vectors = dict(zip(texts, _vectors(meter, texts), strict=True))
+        for row, (text, several) in enumerate(zip(predicted[part], references[part], strict=True), start=start):
+            scores = [similarity(vectors[text], vectors[reference]) for reference in several]
+            found[row] = max(scores, key=lambda score: score[2])
+    return found
+
+
+def similarity(text: Tensor, reference: Tensor) -> tuple[float, float, float]:
+    """Return precision, recall and f1 of the unit vectors of two texts, (pieces, dim) each (section 3)."""
+    if not len(text) or not len(reference):
+        return 0.0, 0.0, 0.0
+    cosines = text @ reference.t()  # (pieces of the text, pieces of the reference)
+    precision, recall = float(cosines.amax(dim=1).mean()), float(cosines.amax(dim=0).mean())
+    whole = precision + recall
+    return precision, recall, 2 * precision * recall / whole if whole > 0 else 0.0
+
+
+@torch.inference_mode()
+def _vectors(meter: Meter, texts: Sequence[str]) -> list[Tensor]:
+    """Return the unit vectors of the pieces of each text, (pieces, dim), on the CPU."""
+    coded = meter.tokenizer(
+        list(texts), truncation=True, max_length=meter.longest, return_special_tokens_mask=True, padding=False
+    )
+    rows = [np.array(row, dtype=np.int64) for row in coded["input_ids"]]
+    pieces = [torch.tensor(mask) == 0 for mask in coded["special_tokens_mask"]]
+    lengths = np.array([len(row) for row in rows])
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    device = meter.model.device
+    for chosen in evaluation_batches(lengths, ROWS_AT_ONCE, TOKENS_AT_ONCE):
+        tokens = pad([rows[row] for row in chosen], int(meter.tokenizer.pad_token_id or 0))
+        seen = torch.arange(tokens.shape[1])[None] < torch.from_numpy(lengths[chosen])[:, None]
+        hidden = meter.model(input_ids=tokens.to(device), attention_mask=seen.to(device)).last_hidden_state
+        for row, vectors in zip(chosen, functional.normalize(hidden.float(), dim=-1).cpu(), strict=True):
+            found[row] = vectors[: lengths[row]][pieces[row]]
+    return found
+
+
+def _too_long(meter: Meter, own: TextPredictions) -> int:
+    texts = {*own.predicted, *(text for several in own.references for text in several)}
+    return sum(len(row) > meter.longest for row in meter.tokenizer(sorted(texts))["input_ids"])
+
+
+def _intervals(scores: np.ndarray) -> dict[str, dict[str, float]]:
+    found = significance.bootstrap(_sample(scores))
+    return {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in zip(FIGURES, found, strict=True)}
+
+
+def _sample(scores: np.ndarray) -> Sample:
+    """Return rows whose score is the mean of each column of (rows, figures)."""
+    rows = len(scores)
+    sums = np.concatenate([scores, np.ones((rows, 1))], axis=1)
+    return Sample(
+        np.ones(rows, dtype=np.int64), sparse.csr_array(sums), lambda total: total[..., :-1] / total[..., -1:]
+    )
