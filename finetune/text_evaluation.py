@@ -67,7 +67,8 @@ class TextPredictions:
     """What one system writes for the rows of one file; each row has one reference or more.
 
     `confidence` is what the system says of its own text, where it does, e.g. the mean log-probability of a token.
-    Raises UserError (exit 65) where lengths disagree or a row has no reference.
+    `languages` are those of the rows, where they are known: a row's decides over its words, that of the task only where
+    it has none. Raises UserError (exit 65) where lengths disagree or a row has no reference.
     """
 
     ids: list[str]
@@ -75,13 +76,14 @@ class TextPredictions:
     references: list[list[str]]
     predicted: list[str]
     confidence: list[float] | None = None
+    languages: list[str | None] | None = None
     _known: dict[tuple[Any, ...], RowStatistics] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         lengths = [len(part) for part in (self.ids, self.sources, self.references, self.predicted)]
         if not self.ids:
             raise UserError(Exit.BAD_DATA, "there is no row to score: the file has no rows")
-        if len({*lengths, len(self.confidence or self.ids)}) > 1:
+        if len({*lengths, len(self.confidence or self.ids), len(self.languages or self.ids)}) > 1:
             what = "ids, sources, references and predicted texts"
             raise UserError(Exit.BAD_DATA, f"{what} have different numbers of rows: {', '.join(map(str, lengths))}")
         for identity, several in zip(self.ids, self.references, strict=True):
@@ -100,11 +102,46 @@ class TextPredictions:
         settings = (task.language, task.verbatim)
         if (name, *settings) not in self._known:
             missing = [one for one in names if (one, *settings) not in self._known]
-            found = text_metrics.statistics(
-                missing, self.predicted, self.references, language=task.language, verbatim=task.verbatim
-            )
+            found = self._by_language(missing, task)
             self._known.update({(one, *settings): statistics for one, statistics in found.items()})
         return self._known[(name, *settings)]
+
+    def _by_language(self, names: Sequence[str], task: Task) -> dict[str, RowStatistics]:
+        """Compute statistics of the rows of each language by its own rules, and put them back in order."""
+        groups: dict[str | None, list[int]] = {}
+        for row, language in enumerate(self.languages or [None] * len(self.ids)):
+            groups.setdefault(language or task.language, []).append(row)
+        parts = {
+            language: text_metrics.statistics(
+                names, [self.predicted[i] for i in rows], [self.references[i] for i in rows],
+                language=language, verbatim=task.verbatim,
+            )
+            for language, rows in groups.items()
+        }  # fmt: skip
+        back = np.argsort(np.concatenate([*groups.values()]))
+        found = {}
+        for name in names:
+            signatures = {language: part[name].signature for language, part in parts.items()}
+            same = len(set(signatures.values())) == 1
+            each = ", ".join(f"{language}: {signature}" for language, signature in signatures.items())
+            sums = np.concatenate([part[name].sums for part in parts.values()])
+            found[name] = RowStatistics(sums[back], next(iter(signatures.values())) if same else each)
+        return found
+
+    def of(self, language: str) -> "TextPredictions":
+        """Return the rows of one language."""
+        return self.select([row for row, one in enumerate(self.languages or []) if one == language])
+
+    def select(self, rows: Sequence[int]) -> "TextPredictions":
+        """Return these rows, in this order."""
+        return TextPredictions(
+            ids=[self.ids[i] for i in rows],
+            sources=[self.sources[i] for i in rows],
+            references=[self.references[i] for i in rows],
+            predicted=[self.predicted[i] for i in rows],
+            confidence=None if self.confidence is None else [self.confidence[i] for i in rows],
+            languages=None if self.languages is None else [self.languages[i] for i in rows],
+        )
 
 
 Systems = TextPredictions | Sequence[TextPredictions]
@@ -182,6 +219,24 @@ def compare_all(
     )
 
 
+def by_language(predictions: Systems, other: TextPredictions | None, task: Task) -> dict[str, Any]:
+    """Score each language of the rows by itself, one system or several seeds, and compare it with another system.
+
+    Returns {"languages": {"it": scores}, "comparisons": {"it": comparison}}, the intervals of the comparisons widened
+    for their number by Holm's procedure; nothing where the rows do not tell their languages.
+    """
+    seeds = _aligned(_as_list(predictions))
+    languages = [language for language in dict.fromkeys(seeds[0].languages or []) if language is not None]
+    if not languages:
+        return {}
+    parts = {language: [one.of(language) for one in seeds] for language in languages}
+    found: dict[str, Any] = {"languages": {language: score(part, task) for language, part in parts.items()}}
+    if other is not None:
+        pairs = {language: (part, other.of(language)) for language, part in parts.items()}
+        found["comparisons"] = compare_all(pairs, task)
+    return found
+
+
 def diagnose(predictions: TextPredictions, task: Task) -> dict[str, Any]:
     """Say where a system fails.
 
@@ -228,7 +283,7 @@ def by_source_length(
 
 
 def to_rows(predictions: TextPredictions) -> list[dict[str, Any]]:
-    """Return the lines of predictions/test.jsonl: {"id", "source", "gold", "predicted", "score"?}.
+    """Return the lines of predictions/test.jsonl: {"id", "source", "gold", "predicted", "score"?, "language"?}.
 
     "gold" is a text, or a list where a row has several references; "score" is the system's own, where it gives one.
     """
@@ -242,6 +297,8 @@ def to_rows(predictions: TextPredictions) -> list[dict[str, Any]]:
         }
         if predictions.confidence is not None:
             row["score"] = round(float(predictions.confidence[i]), DIGITS)
+        if predictions.languages is not None:
+            row["language"] = predictions.languages[i]
         rows.append(row)
     return rows
 
@@ -259,7 +316,9 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> TextPredictions:
                 confidence.append(float(row["score"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(Exit.BAD_DATA, f"predictions line {line}: missing or unknown {error}") from None
-    return TextPredictions(ids, sources, references, predicted, confidence if len(confidence) == len(ids) else None)
+    languages = [row.get("language") for row in rows] if any("language" in row for row in rows) else None
+    sure = confidence if len(confidence) == len(ids) else None
+    return TextPredictions(ids, sources, references, predicted, sure, languages)
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -290,14 +349,7 @@ def _in_order_of(first: TextPredictions, other: TextPredictions) -> TextPredicti
     if other.ids != first.ids:
         significance.check_pairs(first.ids, other.ids)
         place = {identity: i for i, identity in enumerate(other.ids)}
-        order = [place[identity] for identity in first.ids]
-        other = TextPredictions(
-            ids=first.ids,
-            sources=[other.sources[i] for i in order],
-            references=[other.references[i] for i in order],
-            predicted=[other.predicted[i] for i in order],
-            confidence=None if other.confidence is None else [other.confidence[i] for i in order],
-        )
+        other = other.select([place[identity] for identity in first.ids])
     for identity, one, two in zip(first.ids, first.references, other.references, strict=True):
         if one != two:
             raise UserError(Exit.BAD_DATA, f"the two systems have different references for id {identity}")

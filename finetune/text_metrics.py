@@ -166,7 +166,7 @@ def normalise_answer(text: str, language: str | None = None) -> str:
 
     Articles are those of `language` (English where none is given, none where it is not in ARTICLES).
     """
-    language = language or "en"
+    language = _primary(language or "en")
     text = unicodedata.normalize("NFC", text).lower()
     if language in ELIDING:
         text = re.sub("['’]", " ", text)
@@ -181,12 +181,17 @@ def tokenizer_for(language: str | None, references: Sequence[Sequence[str]]) -> 
     13a looks for spaces and finds one word in a Chinese sentence: identical texts then score 0.
     """
     if language is not None:
-        return TOKENIZERS.get(language.lower().replace("_", "-").split("-")[0], "13a")
+        return TOKENIZERS.get(_primary(language), "13a")
     kinds = Counter(_script(character) for row in references[:200] for character in row[0][:200])
     alone = kinds["han"] + kinds["other"]
     if alone <= kinds["spaced"]:
         return "13a"
     return "zh" if kinds["other"] < 0.05 * alone else "char"  # kana in between: Japanese
+
+
+def _primary(language: str) -> str:
+    """Return the first part of a language code: pt of pt-BR."""
+    return language.lower().replace("_", "-").split("-")[0]
 
 
 def _sacrebleu_statistics(

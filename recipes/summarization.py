@@ -29,7 +29,7 @@ from finetune.trainer import TrainConfig, Trainer
 class Config:
     """Settings of the recipe."""
 
-    model: str | None = field(None, "Hub name or local folder of BART, T5, mBART, GPT-2 ...; none: see architecture")
+    model: str | None = field(None, "BART, T5, GPT-2 ...: Hub name, folder or mini-gpt2; none: see architecture")
     architecture: Literal["auto", "seq2seq", "bert2gpt"] = field(
         "auto", "auto: that of model; seq2seq: from scratch, of vocabulary and network; bert2gpt: encoder and decoder"
     )

@@ -81,7 +81,9 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(commands, name, note(name))
     nothing = Explanation("", "", False, 0.0, ["a"], ["b"], np.ones((1, 1)), [])
     monkeypatch.setattr(commands, "explain", lambda *given, **named: (nothing, Path("a.svg")))
-    monkeypatch.setattr(commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}})
+    monkeypatch.setattr(
+        commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}, "languages": {}}
+    )
     monkeypatch.setattr(commands, "generate", lambda *given: [{"prompt": "a", "texts": [" b"]}])
     monkeypatch.setattr(commands, "quality", lambda *given: {"figures": {}})
     found = {"languages": {}, "comparisons": {}, "diagnostics": {"system": "", "trained_on": "", "consistency": {}}}

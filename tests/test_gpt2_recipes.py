@@ -281,12 +281,15 @@ def test_generate_cuts_a_long_prompt_with_a_notice_and_refuses_what_cannot_be(pr
     assert "give prompts" in call("generate", folder).err
 
 
-def test_a_folder_without_a_tokenizer_is_refused(pretrained_run: Ended, tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused(pretrained_run: Ended, texts: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((pretrained_run[0] / "model" / name).read_bytes())
-    outcome = call("generate", tmp_path, "--prompt", "a")
-    assert outcome.code == Exit.BAD_DATA
-    assert "tokenizer files are missing" in outcome.err
+    place = (f"model={tmp_path}", f"output_dir={tmp_path}/run")
+    train = ("train", "gpt2_generation", f"data.train={texts}/train.txt", *place)
+    for outcome in (call("generate", tmp_path, "--prompt", "a"), call(*train)):
+        assert outcome.code == Exit.BAD_DATA
+        assert "tokenizer files are missing" in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def in_characters(texts: Sequence[str]) -> list[int]:
         (4, "lead_tail", [0, 1, 7, 8]),
         (5, "lead_tail", [0, 1, 2, 7, 8]),
         (1, "lead_tail", [0]),
+        (9, "tail", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (4, "tail", [5, 6, 7, 8]),
     ],
 )
 def test_a_row_keeps_its_first_tokens_or_its_two_ends(room: int, on_long: OnLong, kept: list[int]) -> None:

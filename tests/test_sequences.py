@@ -286,3 +286,53 @@ def test_lines_of_text_become_sources() -> None:
     split = from_lines("-", ["a dog\n", "a cat"], "source")
     assert split.sources() == ["a dog", "a cat"]
     assert split.where(1) == "-:2"
+
+
+# Languages
+
+
+QUESTIONS: dict[str, Any] = {"source_column": "q", "target_column": "a"}
+
+
+def test_a_pattern_is_the_files_of_all_languages_and_their_rows_know_which(tmp_path: Path) -> None:
+    for language in ("it", "en"):
+        write(tmp_path, f"{language}.test.jsonl", [{"id": "1", "q": f"{language}?", "a": "yes"}])
+    train = write(tmp_path, "train.jsonl", [{"id": str(n), "q": f"{n}?", "a": "no"} for n in range(4)])
+    config = SequenceDataConfig(train=train, test=str(tmp_path / "{language}.test.jsonl"), **QUESTIONS)
+    splits = read_splits(config, seed=1)
+    test = splits["test"]
+    assert (test.ids(), test.sources(), test.languages()) == (["en:1", "it:1"], ["en?", "it?"], ["en", "it"])
+    assert test.select([1]).languages() == ["it"]
+    assert splits["train"].languages() is None
+    mixed = read([str(tmp_path / "{language}.test.jsonl"), train], **QUESTIONS)
+    assert mixed.languages() == ["en", "it", None, None, None, None]
+    unseen = read_split("input", str(tmp_path / "{language}.test.jsonl"), config, with_targets=False)
+    assert (unseen.ids(), unseen.languages()) == (["en:1", "it:1"], None)
+    named = read([str(tmp_path / f"{language}.test.jsonl") for language in ("en", "it")], **QUESTIONS)
+    assert named.rows._fingerprint != test.rows._fingerprint
+
+
+def test_a_pattern_that_no_file_fits_is_missing_input(tmp_path: Path) -> None:
+    told = refusal(Exit.NO_INPUT, read, str(tmp_path / "{language}.jsonl"), **QUESTIONS)
+    assert "{language}.jsonl: no language has such a file" in told
+
+
+def test_turns_of_a_pattern_know_their_language(tmp_path: Path) -> None:
+    for language in ("de", "en"):
+        write(tmp_path, f"{language}.jsonl", [{"id": "d", "turns": ["a", "b", "c"]}])
+    found = read(str(tmp_path / "{language}.jsonl"), turns_column="turns")
+    assert found.languages() == ["de", "de", "en", "en"]
+    assert found.ids() == ["de:d:2", "de:d:3", "en:d:2", "en:d:3"]
+
+
+def test_a_column_tells_the_language_of_each_row_and_may_not_be_empty(tmp_path: Path) -> None:
+    rows = [{"q": "a?", "a": "b", "lang": "it"}, {"q": "c?", "a": "d", "lang": "en"}]
+    file = write(tmp_path, "t.jsonl", rows)
+    assert read(file, language_column="lang", **QUESTIONS).languages() == ["it", "en"]
+    assert "did you mean lang?" in refusal(Exit.BAD_DATA, read, file, language_column="lan", **QUESTIONS)
+    write(tmp_path, "t.jsonl", [*rows, {"q": "e?", "a": "f", "lang": ""}])
+    told = refusal(Exit.BAD_DATA, read, file, language_column="lang", **QUESTIONS)
+    assert "1 without language" in told
+    assert "t.jsonl:3" in told
+    dialogue = write(tmp_path, "d.jsonl", [{"turns": ["a", "b"], "lang": "de"}])
+    assert read(dialogue, turns_column="turns", language_column="lang").languages() == ["de"]

@@ -16,10 +16,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     EncoderDecoderModel,
     MBart50Tokenizer,
-    MBartConfig,
-    MBartForConditionalGeneration,
     MBartTokenizer,
 )
 
@@ -221,6 +220,18 @@ def test_gpt2_is_asked_for_the_target_alone_and_may_repeat_the_source(begin: Beg
     assert written.texts[0] == [end.strip()]
 
 
+@pytest.mark.parametrize(("kind", "lead"), [("bart", " "), ("t5", ""), ("gpt2", "")])
+def test_a_prefix_that_ends_with_a_space_gives_it_to_the_word_that_follows(begin: Begin, kind: str, lead: str) -> None:
+    model = begin(kind, "source_prefix=came then: ")
+    assert model.lead == lead  # tiny GPT-2 has no words, so that the space is a token of the prefix
+    tokenizer = model.start.tokenizer if kind == "gpt2" else model.tokenizers.source
+    framed = model.source.around(model.code_sources(["red came"])[0])
+    whole = tokenizer("came then: red came")["input_ids"]
+    assert framed[kind == "gpt2" :][: len(whole)] == whole
+    bare = begin(kind, "source_prefix=came then:\n")
+    assert bare.code_sources(["red"]) == begin(kind).code_sources(["red"])
+
+
 def test_gpt2_shares_its_context_between_source_and_target(begin: Begin) -> None:
     model: PromptWriter = begin("gpt2")
     assert model.lengths.source + max(model.lengths.target, 8) == 49  # the last token is never read
@@ -271,6 +282,8 @@ def test_long_pairs_are_cut_and_counted_or_refused(begin: Begin) -> None:
     ends = writer.encode(model, split(), "lead_tail").examples.collate(np.array([0])).tensors["source"][0].tolist()
     row = model.code_sources(SOURCES)[0]
     assert ends == [0, *row[:3], *row[-3:], 2]
+    last = writer.encode(model, split(), "tail").examples.collate(np.array([0])).tensors["source"][0].tolist()
+    assert last == [0, *row[-6:], 2]
     with pytest.raises(UserError, match=r"f\.jsonl:1: the source has \d+ tokens, too many for max_source_length=8"):
         writer.encode(model, split(), "error")
     with pytest.raises(UserError, match=r"f\.jsonl:1: the target .*\n?give data.on_long=truncate, or a longer max_t"):
@@ -329,22 +342,10 @@ def test_a_language_that_is_forced_stands_before_targets(
 
 @pytest.mark.parametrize("kind", [MBartTokenizer, MBart50Tokenizer])
 def test_a_multilingual_model_begins_with_the_language_as_in_its_pretraining(kind: Any, tmp_path: Path) -> None:
-    pieces = [*"abcdefghilmnoprtuwy.", *(f"▁{word}" for word in ("the", *tiny.COLOURS))]
-    tokenizer = kind(
-        vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0),
-               *((piece, -3.0) for piece in pieces), ("en_XX", 0.0), ("de_DE", 0.0), ("<mask>", 0.0)],
-        model_max_length=48,
-    )  # fmt: skip
-    tokenizer.save_pretrained(tmp_path)
-    start = {"decoder_start_token_id": 2} if kind is MBart50Tokenizer else {"decoder_start_token_id": None}
-    config = MBartConfig(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=48, **start,
-    )  # fmt: skip
-    MBartForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny.mbart(tmp_path, kind, 2 if kind is MBart50Tokenizer else None)
     model = families.begin(settings(f"model={tmp_path}", "model_language=de_DE"), split())
     assert model.name == "mBART"
-    german = tokenizer.convert_tokens_to_ids("de_DE")
+    german = AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids("de_DE")
     if kind is MBart50Tokenizer:  # before a text, behind the start
         assert (list(model.source.before), list(model.source.after)) == ([german], [2])
         assert (list(model.target.before), list(model.target.after)) == ([2, german], [2])

@@ -120,19 +120,21 @@ def test_the_terminal_tells_the_summaries_beside_human_ones(trained: Path) -> No
     assert "bertscore f1 " in " ".join(outcome.out.split())
 
 
-@pytest.mark.parametrize("kind", ["t5", "gpt2", "bert2gpt", "scratch"])
+@pytest.mark.parametrize("kind", ["t5", "mbart", "gpt2", "bert2gpt", "scratch"])
 def test_every_family_trains_writes_and_is_read_back(
     trained: Path, tmp_path: Path, tiny_model: Path, tiny_gpt2: Path, kind: str
 ) -> None:
     how: dict[str, tuple[object, ...]] = {
         "t5": (f"model={tiny.t5(tmp_path / 't5')}",),
+        "mbart": (f"model={tiny.mbart(tmp_path / 'mbart')}", "model_language=de_DE"),
         "gpt2": (f"model={tiny_gpt2}", "prompt_end= =", "max_target_length=12"),
         "bert2gpt": ("architecture=bert2gpt", f"encoder={tiny_model}", f"decoder={tiny_gpt2}"),
         "scratch": (*SCRATCH, "copy=true", f"bertscore_model={tiny_model}"),
     }
     run = train(tmp_path, *how[kind], *BRIEF)
     results = json.loads((run / "results.json").read_text())
-    name = {"t5": "T5", "gpt2": "GPT-2", "bert2gpt": "BERT with GPT-2", "scratch": "Transformer with copying"}[kind]
+    names = {"t5": "T5", "mbart": "mBART", "gpt2": "GPT-2", "bert2gpt": "BERT with GPT-2"}
+    name = names.get(kind, "Transformer with copying")
     assert results["diagnostics"]["system"] == name
     before = [row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")]
     rows = done("predict", run / "model", "--input", tmp_path / "test.jsonl", *COLUMN, "--beam-size", 1, "--json").json
@@ -242,4 +244,20 @@ def test_an_empty_summary_is_named(tmp_path: Path, bart: Path) -> None:
     outcome = call("train", "summarization", *files, f"output_dir={tmp_path / 'run'}", f"model={bart}", *FAST)
     assert outcome.code == 65
     assert "train.jsonl:65" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "mentions"),
+    [("error", "2 rows are empty (2 without target)"), ("skip", "no row is left once empty ones are skipped")],
+)
+def test_a_column_of_empty_summaries_is_named(tmp_path: Path, bart: Path, setting: str, mentions: str) -> None:
+    file = tmp_path / "blank.csv"
+    file.write_text("text,summary\nthe red one came.,\nthe blue one left.,\n", encoding="utf-8")
+    columns = ("data.source_column=text", "data.target_column=summary", f"data.on_empty={setting}")
+    place = (f"model={bart}", f"output_dir={tmp_path / 'run'}")
+    outcome = call("train", "summarization", f"data.train={file}", *columns, *place, *FAST)
+    assert outcome.code == 65, outcome.err
+    assert "blank.csv" in outcome.err
+    assert mentions in outcome.err
     assert not (tmp_path / "run").exists()

@@ -232,3 +232,50 @@ def test_statistics_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     text_evaluation.compare(one, two, TRANSLATION)
     text_evaluation.diagnose(one, TRANSLATION)
     assert sorted(calls) == ["bleu", "chrf", "chrf", "ter"]
+
+
+ANSWERS = TASKS["question_answering"]
+
+
+def answers(said: list[str]) -> TextPredictions:
+    """Return answers in two languages, in turn, one row of which does not tell its own."""
+    golds = [["Roma"], ["Rome", "in Rome"], ["casa"], ["house"], ["a"]]
+    languages = ["it", "en", "it", "en", None]
+    ids = list("abcde")
+    return TextPredictions(ids, [f"{one}?" for one in ids], golds, said, None, languages)
+
+
+def test_each_row_is_scored_by_the_rules_of_its_language() -> None:
+    # "la" is an article in Italian alone, "a" in English alone, which is also the rule where nothing is told.
+    found = answers(["a Roma", "A Rome", "la casa", "la house", "the"])
+    exact, overlap = found.statistics(["exact_match", "token_f1"], ANSWERS)
+    assert exact[:, 0].tolist() == [0, 1, 1, 0, 1]
+    assert overlap[:, 0].tolist() == pytest.approx([2 / 3, 1, 1, 2 / 3, 1])
+    assert found.signatures(ANSWERS)["exact_match"] == (
+        "it: texts:squad|articles:it, en: texts:squad|articles:en, None: texts:squad|articles:en"
+    )
+    whole = found.statistics(["exact_match"], replace(ANSWERS, language="it"))[0]
+    assert whole[:, 0].tolist() == [0, 1, 1, 0, 0]  # the row that tells nothing is Italian now
+
+
+def test_languages_are_scored_and_compared_by_themselves() -> None:
+    right, wrong = (answers([text] * 5) for text in ("x", "y"))
+    right = replace(right, predicted=["Roma", "Rome", "casa", "no", "a"])
+    found = text_evaluation.by_language(right, wrong, ANSWERS)
+    assert list(found["languages"]) == list(found["comparisons"]) == ["it", "en"]
+    assert found["languages"]["it"]["exact_match"]["value"] == 1
+    assert found["languages"]["en"]["exact_match"]["value"] == 0.5
+    assert found["comparisons"]["it"]["difference"] == 1
+    several = text_evaluation.by_language([right, wrong], None, ANSWERS)
+    assert several["languages"]["it"]["exact_match"]["value"] == 0.5
+    assert set(several) == {"languages"}
+    assert text_evaluation.by_language(replace(right, languages=None), None, ANSWERS) == {}
+
+
+def test_languages_survive_the_trip_through_their_file_and_another_order() -> None:
+    one = answers(["Roma", "no", "casa", "house", "x"])
+    assert text_evaluation.from_rows(text_evaluation.to_rows(one)) == one
+    turned = one.select([4, 2, 0, 1, 3])
+    assert text_evaluation.compare(one, turned, ANSWERS)["difference"] == 0
+    assert turned.of("it").predicted == ["casa", "Roma"]
+    assert "different numbers of rows" in refusal(lambda: replace(one, languages=["it"]))

@@ -214,6 +214,10 @@ def test_sentences_end_where_a_reader_ends_them(text: str, expected: list[str]) 
         ("the", ["b"], 0, 0),
         ("«L’été»", ["été"], 0, 0),  # English: the article is not taken out
         ("paris paris", ["paris"], 0, 2 / 3),
+        ("in 1912, of course", ["1912"], 0, 2 / 5),
+        ("the 6th of May", ["May 6th", "6th May", "6TH of  may."], 1, 1),  # the best of three
+        ("¿París?", ["París"], 1, 1),  # punctuation of any script
+        ("東京。", ["東京"], 1, 1),
     ],
 )
 def test_answers_are_compared_as_in_squad(said: str, golds: list[str], exact: int, overlap: float) -> None:
@@ -227,6 +231,7 @@ def test_answers_are_compared_as_in_squad(said: str, golds: list[str], exact: in
 )
 def test_articles_are_those_of_the_language(language: str, said: str, gold: str) -> None:
     assert text_metrics.score("exact_match", [said], [[gold]], language) == 1
+    assert text_metrics.score("exact_match", [said], [[gold]], f"{language}-XX") == 1
     assert text_metrics.score("exact_match", [said], [[gold]], "fi") == 0
 
 

@@ -46,7 +46,9 @@ def test_the_wheel_holds_library_recipes_data_and_licence_and_nothing_else(wheel
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"finetune", "recipes"}
-    for folder in ("tickets", "dialogues", "stories", "checkpoints/mini-mbert"):
+    checkpoints = [f"checkpoints/{path.name}" for path in (ROOT / "data" / "checkpoints").iterdir()]
+    assert "checkpoints/mini-mbert" in checkpoints
+    for folder in ("tickets", "dialogues", "stories", *checkpoints):
         shipped = {Path(name).name for name in names if name.startswith(f"finetune/shipped/{folder}/")}
         assert shipped == {path.name for path in (ROOT / "data" / folder).iterdir()}
     assert any(name.endswith("LICENSE") for name in names)

@@ -10,6 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -74,6 +77,26 @@ def t5(folder: Path, prefix: str = "summarize: ") -> Path:
     stored = json.loads((folder / "config.json").read_text())
     stored["task_specific_params"] = {"summarization": {"prefix": prefix}}
     (folder / "config.json").write_text(json.dumps(stored))
+    return folder
+
+
+def mbart(folder: Path, kind: Any = MBartTokenizer, start: int | None = None) -> Path:
+    """Write a random mBART (32 dim, 1+1 layers) of two languages; `start`: decoder_start_token_id (mBART-50: 2)."""
+    letters = [*"abcdefghilmnoprtuwy.", *(f"▁{word}" for word in ("the", *COLOURS))]
+    tokenizer = kind(
+        vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0),
+               *((piece, -3.0) for piece in letters), ("en_XX", 0.0), ("de_DE", 0.0), ("<mask>", 0.0)],
+        model_max_length=CONTEXT,
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = MBartConfig(
+            vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=CONTEXT,
+            decoder_start_token_id=start,
+        )  # fmt: skip
+        MBartForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 

@@ -114,7 +114,8 @@ class Split:
 
     `rows` has the columns id, text, text_pair (pairs only), label (labelled only; labels of a multi-label row are
     joined by |), file (index into `files`) and line (from 1; for Parquet and Hub data the number of the row). Rows of
-    `finetune.data.sequences` have source, target and references in place of text and label.
+    `finetune.data.sequences` have source, target and references in place of text and label, and language where it is
+    known.
     `sha256` is file -> digest of its bytes as stored, or revision and fingerprint of Hub data. `numbered` says that the
     ids are row numbers, because the data have none: then equal ids of two files mean nothing.
     """
@@ -173,6 +174,10 @@ class Split:
         """Return all references of each row, one or more; the target is one of them."""
         stored = self._values("references")
         return [several or [target] for several, target in zip(stored, self.targets(), strict=True)]
+
+    def languages(self) -> list[str | None] | None:
+        """Return the language of each row, or None where the split does not say."""
+        return self._values("language") if "language" in self.rows.column_names else None
 
     def select(self, indices: Iterable[int] | np.ndarray) -> "Split":
         """Return the split with these rows only, in this order."""

@@ -54,13 +54,15 @@ class Wanted:
 class Source:
     """One file or Hub split: its name as the person gave it, the digest of its content, and its rows to come.
 
-    `kind` says how the bytes are read: the suffix of a file, without .gz.
+    `kind` says how the bytes are read: the suffix of a file, without .gz. `language` is what stands for `{language}` in
+    the pattern that named the file.
     """
 
     name: str
     digest: str
     rows: Iterator[Row]
     kind: str = ""
+    language: str | None = None
 
     @property
     def identity(self) -> str:

@@ -1,4 +1,8 @@
-"""Sources with their targets: pairs of texts, several references a row, and dialogues that become one row a turn."""
+"""Sources with their targets: pairs of texts, several references a row, and dialogues that become one row a turn.
+
+A file name may be a pattern with `{language}`, which stands for every language that has such a file; then, and where
+rows name their language themselves, each row knows it.
+"""
 
 import dataclasses
 import re
@@ -16,14 +20,15 @@ from finetune.data.columns import (
     DataFiles,
     DataRules,
     Split,
+    as_list,
     gather,
     gather_splits,
     in_order,
-    open_files,
     part_off,
     seed_of_validation,
 )
-from finetune.data.read import Row, Source, Value, Wanted, shown
+from finetune.data.patterns import PLACEHOLDER, languages_of
+from finetune.data.read import Row, Source, Value, Wanted, open_file, shown
 from finetune.errors import Exit, UserError
 
 
@@ -38,6 +43,7 @@ class SequenceColumns(DataFiles):
     context_turns: Annotated[int, Field(ge=1)] = field(3, "turns before the target that make a source")
     skip_turns: str | None = field(None, "regular expression: turns that it matches whole are left out and counted")
     separator: str = field("\\n", "what stands between joined columns and turns; \\n is a line end, \\t a tab")
+    language_column: str | None = field(None, "column of a row's language: scores are told for each, too")
     id_column: str | None
 
     @field_validator("source_column")
@@ -69,10 +75,10 @@ class SequenceDataConfig(DataRules, SequenceColumns):
 class SummaryDataConfig(DataRules, SequenceColumns):
     """The same of sources that may be much longer than what a model reads."""
 
-    on_long: Literal["truncate", "error", "window", "lead_tail"] = field(
+    on_long: Literal["truncate", "error", "window", "lead_tail", "tail"] = field(
         "truncate",
         "of sources above max_source_length: cut the end, refuse, summarise windows and then what they give (training "
-        "cuts), or keep the first and the last half",
+        "cuts), keep the first and the last half, or keep the end",
     )
     on_empty: Literal["error", "skip"] = field("error", "what to do with rows without source or target")
 
@@ -98,11 +104,12 @@ class _TurnFilter:
 def read_split(name: str, files: str | list[str], config: PairsConfig, *, with_targets: bool = True) -> Split:
     """Read one split from its files, in the order given; its rows have id, source, target, references, file and line.
 
-    Without targets a dialogue is one row, whose source are its last turns. Raises UserError: 66 where a file is
-    missing, 65 with file:line for anything wrong in it.
+    With data.language_column, or where files are patterns, they have language, too. Without targets a dialogue is one
+    row, whose source are its last turns. Raises UserError: 66 where a file is missing, 65 with file:line for anything
+    wrong in it.
     """
     wanted = _wanted(config, with_targets)
-    return _shaped(name, open_files(files, wanted), config, with_targets)
+    return _shaped(name, _open(files, wanted), config, with_targets)
 
 
 def read_splits(config: PairsConfig, *, seed: int, need_train: bool = True) -> dict[str, Split]:
@@ -113,12 +120,28 @@ def read_splits(config: PairsConfig, *, seed: int, need_train: bool = True) -> d
     """
     wanted = _wanted(config, with_targets=True)
     splits = gather_splits(
-        config, wanted, lambda name, sources: _shaped(name, sources, config, True), need_train=need_train
+        config, wanted, lambda name, sources: _shaped(name, sources, config, True), need_train=need_train, opened=_open
     )
     _check_references(splits, config)
     if "train" in splits and "validation" not in splits:
         splits |= _hold_out(splits["train"], config, seed_of_validation(config, seed))
     return in_order(splits)
+
+
+def _open(files: str | list[str], wanted: Wanted) -> list[Source]:
+    """Open files, their rows unread; a pattern is all files that fit it, each of the language in its name."""
+    found = []
+    for file in as_list(files):
+        if PLACEHOLDER not in file:
+            found.append(open_file(file, wanted))
+            continue
+        languages = languages_of("data", file)
+        if not languages:
+            raise UserError(Exit.NO_INPUT, f"{file}: no language has such a file; mend the pattern")
+        for language in languages:
+            source = open_file(file.replace(PLACEHOLDER, language), wanted)
+            found.append(dataclasses.replace(source, language=language))
+    return found
 
 
 def _listed(columns: str | list[str]) -> list[str]:
@@ -136,6 +159,8 @@ def _wanted(config: PairsConfig, with_targets: bool) -> Wanted:
             columns["target"] = config.target_column
             if config.references_column is not None:
                 columns["references"] = config.references_column
+    if with_targets and config.language_column is not None:
+        columns["language"] = config.language_column
     columns["id"] = config.id_column if config.id_column is not None else "id"
     return Wanted(
         columns,
@@ -152,22 +177,38 @@ def _shaped(name: str, sources: list[Source], config: PairsConfig, with_targets:
     wanted = _wanted(config, with_targets)
     turns = _TurnFilter(None if config.skip_turns is None else re.compile(config.skip_turns))
 
+    tells = with_targets and (config.language_column is not None or any(source.language for source in sources))
+
     def rows(source: Source) -> Iterator[Row]:
-        if config.turns_column is None:
-            return _pair_rows(source, wanted, config, with_targets)
-        return _turn_rows(source, config, turns, with_targets)
+        for line, row in _rows_of(source, wanted, config, turns, with_targets):
+            *texts, language, identity = row
+            if source.language is not None and identity:
+                identity = f"{source.language}:{identity}"
+            yield line, [*texts, *([source.language or language] if tells else []), identity]
 
     shaped = [dataclasses.replace(source, rows=rows(source)) for source in sources]
-    how = (config.context_turns, config.skip_turns, config.separator)
+    how = (config.context_turns, config.skip_turns, config.separator, [source.language for source in sources])
     made_of = repr((wanted.columns, *how))  # part of the split's fingerprint
-    columns = {"source": made_of, **({"target": made_of, "references": made_of} if with_targets else {}), "id": "id"}
-    roles = dataclasses.replace(wanted, columns=columns, lists=("references",))
+    gold = dict.fromkeys(["target", "references", *(["language"] if tells else [])], made_of) if with_targets else {}
+    # Of several files some may not tell their language; a column that is asked for has it in every row.
+    optional = ("references",) if config.language_column is not None else ("references", "language")
+    columns = {"source": made_of, **gold, "id": "id"}
+    roles = dataclasses.replace(wanted, columns=columns, lists=("references",), optional=optional)
     split = gather(name, shaped, roles, config.on_empty)
     return dataclasses.replace(split, skipped_turns=turns.skipped)
 
 
+def _rows_of(
+    source: Source, wanted: Wanted, config: PairsConfig, turns: _TurnFilter, with_targets: bool
+) -> Iterator[Row]:
+    """Yield source, then with targets target and references, then language (none where no column has it) and id."""
+    if config.turns_column is None:
+        return _pair_rows(source, wanted, config, with_targets)
+    return _turn_rows(source, config, turns, with_targets)
+
+
 def _pair_rows(source: Source, wanted: Wanted, config: PairsConfig, with_targets: bool) -> Iterator[Row]:
-    """Yield source, target, references (none where the target is the only one) and id of each row."""
+    """Yield the rows of pairs; references are none where the target is the only one."""
     separator = _separator(config)
     parts = [place for place, role in enumerate(wanted.columns) if role.partition(".")[0] == "source"]
     roles = list(wanted.columns)
@@ -175,11 +216,12 @@ def _pair_rows(source: Source, wanted: Wanted, config: PairsConfig, with_targets
         texts = [values[place] for place in parts]
         joined = None if any(not text or str(text).isspace() for text in texts) else separator.join(map(str, texts))
         if not with_targets:
-            yield line, [joined, values[-1]]
+            yield line, [joined, None, values[-1]]
             continue
         target = values[roles.index("target")]
         given = values[roles.index("references")] if "references" in roles else None
-        yield line, [joined, *_target(target, given), values[-1]]
+        language = values[roles.index("language")] if "language" in roles else None
+        yield line, [joined, *_target(target, given), language, values[-1]]
 
 
 def _target(target: Value, given: Value) -> tuple[Value, Value]:
@@ -197,7 +239,8 @@ def _turn_rows(source: Source, config: PairsConfig, kept: _TurnFilter, with_targ
     The id is that of the dialogue and the number of the target's turn, from 1, among those that are `kept`.
     """
     separator = _separator(config)
-    for line, (turns, identity) in source.rows:
+    for line, (turns, *language, identity) in source.rows:
+        told = language[0] if language else None
         where = f"{source.name}:{line}"
         if turns is not None and not isinstance(turns, list):
             what = f"{where}: turns must be a list of texts, not {shown(turns)}"
@@ -208,11 +251,11 @@ def _turn_rows(source: Source, config: PairsConfig, kept: _TurnFilter, with_targ
             before = turns[max(0, end - config.context_turns) : end]
             context = None if any(not turn.strip() for turn in before) else separator.join(before)
             if with_targets:
-                yield line, [context, turns[end], None, f"{identity}:{end + 1}" if identity else None]
+                yield line, [context, turns[end], None, told, f"{identity}:{end + 1}" if identity else None]
             else:
-                yield line, [context, identity]
+                yield line, [context, None, identity]
         if with_targets and len(turns) < 2:
-            yield line, [turns[0] if turns else None, None, None, identity]
+            yield line, [turns[0] if turns else None, None, None, told, identity]
 
 
 def _separator(config: PairsConfig) -> str:

@@ -9,9 +9,9 @@ from huggingface_hub import ModelCardData
 from finetune import __version__
 from finetune.report.matrix import markdown, table, verdict_lines
 from finetune.report.summaries import bertscore_text, summaries_table
-from finetune.report.text import ceiling_text, verdict_text
+from finetune.report.text import ceiling_text, spoken_lines, verdict_text
 from finetune.run import SECRET
-from finetune.terminal import count, difference, shown
+from finetune.terminal import HEAD_WIDTH, count, difference, shown
 
 PIPELINES = {"translation": "translation", "summarization": "summarization"} | dict.fromkeys(
     ("dialogue", "question_answering", "transduction"), "text2text-generation"
@@ -47,6 +47,9 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
     ]
     if "comparison" in results:
         parts.append(verdict_text(_with_code(results)).replace("\n", " "))
+    if "languages" in results and "matrix" not in results:
+        told = spoken_lines(results["languages"], results.get("comparisons", {}))
+        parts += ["## In each language", "\n".join(f"- {text[HEAD_WIDTH:]}" for text in told)]
     parts += _of_summaries(results["diagnostics"])
     if "budget" in results["diagnostics"]:
         parts += ["## How many labels it needs", _budget_table(results["diagnostics"]["budget"])]

@@ -1,6 +1,7 @@
 """What a run says before its first update: its data, its model, its baselines, and what it will cost."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,10 @@ def say_cut(run: Run, long: int, rows: int, max_length: int, on_long: str) -> No
 def say_pairs(run: Run, config: PairsConfig, splits: Mapping[str, Split]) -> dict[str, Any]:
     """Tell rows, turns left out and leaks of sources with targets; return the last two for the record."""
     run.say("data", " · ".join(f"{len(split):,} {name}" for name, split in splits.items()))
+    for name, split in splits.items():
+        spoken = Counter(split.languages() or [])
+        if spoken:
+            run.say("", f"{name}: " + " · ".join(f"{code or 'unnamed'} {rows:,}" for code, rows in spoken.items()))
     turns = {name: split.skipped_turns for name, split in splits.items()}
     if sum(turns.values()):
         counts = ", ".join(f"{number:,} of {name}" for name, number in turns.items() if number)

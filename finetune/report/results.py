@@ -57,8 +57,8 @@ class Conclusion:
 class Judging:
     """How the predictions of one kind of run are read back, scored and compared, and the score that chooses a seed.
 
-    `score` and the first side of `compare` take the predictions of several seeds; of `chooses` more is better, unless
-    `lower_is_better`.
+    `score` and the first sides of `compare` and `parts` take the predictions of several seeds; of `chooses` more is
+    better, unless `lower_is_better`. `parts` adds what is told of each language, beside another system if there is one.
     """
 
     read: Callable[[list[dict[str, Any]]], Any]
@@ -66,6 +66,7 @@ class Judging:
     compare: Callable[[Any, Any], dict[str, Any]]
     chooses: str
     lower_is_better: bool = False
+    parts: Callable[[Any, Any], dict[str, Any]] = lambda predictions, other: {}
 
 
 def judge(split: Split, targets: np.ndarray, probabilities: np.ndarray, labels: LabelMap) -> Predictions:
@@ -168,9 +169,11 @@ def combined(seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
     read = {name: [judging.read(part.read_predictions(name)) for part in seeds.values()] for name in first["scores"]}
     results = {key: first[key] for key in SAME_FOR_ALL if key in first}
     results["scores"] = {name: judging.score(parts) for name, parts in read.items()}
+    other = None
     if "baseline" in first:
-        rows = next(iter(seeds.values())).read_predictions(f"baseline.{judged}")
-        results["comparison"] = judging.compare(read[judged], judging.read(rows))
+        other = judging.read(next(iter(seeds.values())).read_predictions(f"baseline.{judged}"))
+        results["comparison"] = judging.compare(read[judged], other)
+    results |= judging.parts(read[judged], other)
     sign = -1 if judging.lower_is_better else 1
     chosen = max(each, key=lambda seed: sign * float(each[seed]["scores"]["validation"][judging.chooses]["value"]))
     results["diagnostics"] = {key: of_first[key] for key in KEPT_OF_FIRST if key in of_first}

@@ -18,6 +18,7 @@ DONE = {
     "error": "refused",
     "window": "summarised in windows and merged",
     "lead_tail": "cut in the middle",
+    "tail": "cut at the beginning",
 }
 FIGURES = {  # name -> what a person reads, digits
     "mean_words": ("words", 1),

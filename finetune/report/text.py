@@ -33,6 +33,8 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
         lines.append(line("gaps", correlation_text(results["diagnostics"]["languages"])))
     elif "comparison" in results:
         lines.append(line("verdict", verdict_text(results)))
+    if "languages" in results and "matrix" not in results:
+        lines += spoken_lines(results["languages"], results.get("comparisons", {}))
     if "bertscore" in results["diagnostics"]:
         lines.append(line("bertscore", bertscore_text(results["diagnostics"]["bertscore"])))
     if "ceiling" in results["diagnostics"]:
@@ -63,6 +65,16 @@ def verdict_text(results: Mapping[str, Any]) -> str:
         "no difference shown": f"no difference shown between {system} and {name}",
     }[comparison["verdict"]]
     return "\n".join([f"{opening}: {evidence}.", *cost_lines(results)])
+
+
+def spoken_lines(scores: Mapping[str, Any], comparisons: Mapping[str, Any]) -> list[str]:
+    """Return the scores of texts in each language, with the verdict there: `it  exact_match 0.100 [...] · worse`."""
+    lines = []
+    for number, (language, found) in enumerate(scores.items()):
+        told = "   ".join(f"{metric} {shown(metric, score)}" for metric, score in found.items())
+        verdict = f" · {comparisons[language]['verdict']}" if language in comparisons else ""
+        lines.append(line("" if number else "languages", f"{language}  {told}{verdict}"))
+    return lines
 
 
 def cost_lines(results: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,9 @@ from finetune.text_evaluation import Task, TextPredictions
 
 def judge(split: Split, predicted: list[str], confidence: list[float] | None = None) -> TextPredictions:
     """Put what a system wrote beside the references of a split."""
-    return TextPredictions(split.ids(), split.sources(), split.references(), predicted, confidence)
+    return TextPredictions(
+        split.ids(), split.sources(), split.references(), predicted, confidence, split.languages()
+    )  # fmt: skip
 
 
 def run_baselines(task: Task, splits: Mapping[str, Split]) -> list[System]:
@@ -53,6 +55,7 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
         other = strongest.name, strongest.predictions[judged]
         results["comparison"] = text_evaluation.compare(predictions, other[1], task)
         run.write_predictions(f"baseline.{judged}", text_evaluation.to_rows(other[1]))
+    results |= text_evaluation.by_language(predictions, None if other is None else other[1], task)
     if found.meter is not None:
         results["diagnostics"]["bertscore"] = found.meter.judged(predictions, other)
     for name, part in found.system.predictions.items():
@@ -74,7 +77,7 @@ def of_summaries(found: TextPredictions, learnt: Sequence[str], task: Task) -> d
         for name, texts in (("own", found.predicted), ("human", human))
     }
     extracts = text_baselines.oracle_extracts(found.sources, found.references)
-    best = TextPredictions(found.ids, found.sources, found.references, extracts)
+    best = TextPredictions(found.ids, found.sources, found.references, extracts, languages=found.languages)
     return {
         "summaries": figures | {"definitions": text_quality.DEFINITIONS},
         "ceiling": {"name": "oracle extract", "scores": text_evaluation.score(best, task)},
@@ -88,6 +91,7 @@ def of_texts(task: Task) -> Judging:
         score=partial(text_evaluation.score, task=task),
         compare=partial(text_evaluation.compare, task=task),
         chooses=task.decides,
+        parts=partial(text_evaluation.by_language, task=task),
     )
 
 

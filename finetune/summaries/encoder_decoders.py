@@ -36,7 +36,7 @@ from finetune.pretrained import Source
 from finetune.run import read_json
 from finetune.seq2seq.encoder_decoder import Lengths
 from finetune.summaries import writer
-from finetune.summaries.writer import Frame, Rows, Settings
+from finetune.summaries.writer import Frame, Prefix, Rows, Settings
 
 ANSWERING = ("ForConditionalGeneration", "EncoderDecoderModel", "MTModel")  # ends of the names of their classes
 NAMES = {"bart": "BART", "t5": "T5", "mbart": "mBART", "mt5": "mT5", "pegasus": "PEGASUS", "bert": "BERT"}
@@ -96,6 +96,7 @@ class EncoderDecoderWriter:
     checkpoint: Source
     name: str
     prefix: str
+    lead: str
     lengths: Lengths
     source: Frame
     target: Frame
@@ -143,7 +144,7 @@ class EncoderDecoderWriter:
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of sources, without special ones."""
-        return self.tokenizers.reader.encode(texts)
+        return self.tokenizers.reader.encode([self.lead + text for text in texts])
 
     def code_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of targets, without special ones."""
@@ -282,13 +283,13 @@ def _prepared(found: _Loaded, settings: Settings) -> EncoderDecoderWriter:
     _speak(network, writes, found.checkpoint, settings.model_language)
     before, after = writer.specials(reads, target=False)
     prefix = writer.prefix_of(settings.source_prefix, config.to_dict().get("task_specific_params"))
-    told = writer.prefix_tokens(prefix, found.tokenizers.reader.encode)
+    told = Prefix.of(prefix, found.tokenizers.reader.encode)
     first, last = _around_targets(network, writes)
     config.task_specific_params = None  # what the checkpoint was used for: save_pretrained writes what it becomes
     cpu.prepare(network, with_attention=False)
     return EncoderDecoderWriter(
-        PairModel(network), found.tokenizers, found.checkpoint, found.name, prefix, longest,
-        writer.framed("source", longest.source, [*before, *told], after),
+        PairModel(network), found.tokenizers, found.checkpoint, found.name, prefix, told.lead, longest,
+        writer.framed("source", longest.source, [*before, *told.tokens], after),
         writer.framed("target", longest.target + 1, first, last),  # the start is not predicted
         settings.label_smoothing_factor,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sources longer than what a model reads: their beginning, their two ends, or windows of whole sentences.
+"""Sources longer than what a model reads: their beginning, their end, both, or windows of whole sentences.
 
 `window` is hierarchical summarise-then-merge, and a strategy of writing alone: each window gets a summary, and what
 they give, one after the other, is summarised in turn, until it fits (`writer.write`). Training reads the beginning of a
@@ -11,13 +11,15 @@ from typing import Literal
 
 from finetune.text_metrics import sentences
 
-OnLong = Literal["truncate", "error", "window", "lead_tail"]
+OnLong = Literal["truncate", "error", "window", "lead_tail", "tail"]
 Measure = Callable[[Sequence[str]], list[int]]  # the tokens of each text
 Span = tuple[int, int]  # characters
 
 
 def shorten(row: Sequence[int], room: int, on_long: OnLong) -> list[int]:
-    """Return at most `room` tokens of a row: the first ones; under lead_tail the first and the last, half of each."""
+    """Return at most `room` tokens of a row: the first ones; under tail the last, under lead_tail half of each."""
+    if on_long == "tail":
+        return list(row[max(0, len(row) - room) :])
     if len(row) <= room or on_long != "lead_tail":
         return list(row[:room])
     tail = room // 2

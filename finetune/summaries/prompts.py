@@ -19,7 +19,7 @@ from finetune.data.batching import Batch, Examples
 from finetune.generation import CausalDecoder, Decoder, GenerationConfig, Pen
 from finetune.seq2seq.encoder_decoder import Lengths
 from finetune.summaries import writer
-from finetune.summaries.writer import Frame, Rows, Settings
+from finetune.summaries.writer import Frame, Prefix, Rows, Settings
 
 EPOCHS = 3.0
 
@@ -30,6 +30,7 @@ class PromptWriter:
 
     start: Start
     prefix: str
+    lead: str
     lengths: Lengths
     source: Frame
     target: Frame
@@ -89,7 +90,7 @@ class PromptWriter:
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of sources."""
-        return self.encoder.encode(texts)
+        return self.encoder.encode([self.lead + text for text in texts])
 
     def code_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of targets, each with a space before it, as words have it inside a text."""
@@ -137,9 +138,10 @@ def _framed(start: Start, settings: Settings) -> PromptWriter:
     source = writer.resolve_length("max_source_length", settings.max_source_length, writer.MOST_SOURCE_TOKENS, rest)
     code = TextEncoder(start.tokenizer).encode
     prefix = writer.prefix_of(settings.source_prefix, None)
-    before = [start.end, *writer.prefix_tokens(prefix, code)]
+    told = Prefix.of(prefix, code)
     (after,) = code([settings.prompt_end.replace("\\n", "\n").replace("\\t", "\t")])
     return PromptWriter(
-        start, prefix, Lengths(source, target), writer.framed("source", source, before, after),
+        start, prefix, told.lead, Lengths(source, target),
+        writer.framed("source", source, [start.end, *told.tokens], after),
         writer.framed("target", target, [], [start.end]), settings.label_smoothing_factor,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from finetune.seq2seq.encoder_decoder import EncodedPairs, EncoderDecoder, Lengt
 from finetune.seq2seq.model import Seq2SeqModel
 from finetune.seq2seq.vocabulary import BOS, EOS, PAD, UNK, decode, learn
 from finetune.summaries import writer
-from finetune.summaries.writer import Frame, Rows, Settings
+from finetune.summaries.writer import Frame, Prefix, Rows, Settings
 from finetune.text_evaluation import task_named
 
 NEVER_WRITTEN = [PAD, UNK, BOS]
@@ -154,9 +154,9 @@ def _framed(parts: EncoderDecoder, settings: Settings) -> ScratchWriter:
     lengths = _lengths(settings)
     check_longest(settings.generation, parts.model.config.max_position_embeddings - 2)  # bos and eos
     prefix = writer.prefix_of(settings.source_prefix, None)
-    told = writer.prefix_tokens(prefix, lambda texts: [row[:-1] for row in parts.vocabularies.encode_sources(texts)])
+    told = Prefix.of(prefix, lambda texts: [row[:-1] for row in parts.vocabularies.encode_sources(texts)])
     return ScratchWriter(
-        parts, prefix, lengths, writer.framed("source", lengths.source, told, [EOS]),
+        parts, prefix, lengths, writer.framed("source", lengths.source, told.tokens, [EOS]),
         writer.framed("target", lengths.target + 1, [BOS], [EOS]), settings.label_smoothing_factor,
         settings.network.scheduled_sampling, settings.seed, networks.auto_learning_rate(settings.network),
     )  # fmt: skip

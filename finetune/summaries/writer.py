@@ -210,7 +210,11 @@ def _refuse_long(writer: Writer, split: Split, sizes: np.ndarray, long: np.ndarr
         side, place = ("source", 0) if long[row, 0] else ("target", 1)
         most = (writer.lengths.source, writer.lengths.target)[place]
         what = f"{split.where(row)}: the {side} has {sizes[row, place]} tokens, too many for max_{side}_length={most}"
-        advice = "give data.on_long=truncate, lead_tail or window" if side == "source" else "give data.on_long=truncate"
+        advice = (
+            "give data.on_long=truncate, tail, lead_tail or window"
+            if side == "source"
+            else "give data.on_long=truncate"
+        )
         raise UserError(Exit.BAD_DATA, f"{what}\n{advice}, or a longer max_{side}_length")
 
 
@@ -313,9 +317,18 @@ def prefix_of(asked: str, known: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def prefix_tokens(text: str, code: Callable[[Sequence[str]], list[list[int]]]) -> list[int]:
-    """Return the tokens of a prefix; a space at its end belongs to the word that follows."""
-    if not text:
-        return []
-    whole, probe = code([f"{text}a", "a"])
-    return whole[: len(whole) - len(probe)]
+@dataclass(frozen=True)
+class Prefix:
+    """The tokens of a text that stands before each source, and what a source is coded with in front of it."""
+
+    tokens: list[int]
+    lead: str  # the space at the prefix's end, where it is part of the word that follows it
+
+    @classmethod
+    def of(cls, text: str, code: Callable[[Sequence[str]], list[list[int]]]) -> "Prefix":
+        """Part a prefix from the word after it, as `code` does; T5 puts the space before every text by itself."""
+        if not text:
+            return cls([], "")
+        whole, bare, spaced = code([f"{text}a", "a", " a"])
+        lead = " " if text.endswith(" ") and whole[-len(bare) :] != bare else ""
+        return cls(whole[: len(whole) - len(spaced if lead else bare)], lead)
