@@ -330,5 +330,5 @@ class Prefix:
         if not text:
             return cls([], "")
         whole, bare, spaced = code([f"{text}a", "a", " a"])
-        lead = " " if text.endswith(" ") and whole[-len(bare) :] != bare else ""
+        lead = " " if text.endswith(" ") and spaced != bare else ""
         return cls(whole[: len(whole) - len(spaced if lead else bare)], lead)
