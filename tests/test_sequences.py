@@ -310,6 +310,10 @@ def test_a_pattern_is_the_files_of_all_languages_and_their_rows_know_which(tmp_p
     assert (unseen.ids(), unseen.languages()) == (["en:1", "it:1"], None)
     named = read([str(tmp_path / f"{language}.test.jsonl") for language in ("en", "it")], **QUESTIONS)
     assert named.rows._fingerprint != test.rows._fingerprint
+    write(tmp_path, "x-en.jsonl", [{"q": "a?", "a": "b"}])
+    two = [read(str(tmp_path / pattern), **QUESTIONS) for pattern in ("x-{language}.jsonl", "{language}-en.jsonl")]
+    assert [split.languages() for split in two] == [["en"], ["x"]]
+    assert two[0].rows._fingerprint != two[1].rows._fingerprint
 
 
 def test_a_pattern_that_no_file_fits_is_missing_input(tmp_path: Path) -> None:
@@ -330,9 +334,10 @@ def test_a_column_tells_the_language_of_each_row_and_may_not_be_empty(tmp_path: 
     file = write(tmp_path, "t.jsonl", rows)
     assert read(file, language_column="lang", **QUESTIONS).languages() == ["it", "en"]
     assert "did you mean lang?" in refusal(Exit.BAD_DATA, read, file, language_column="lan", **QUESTIONS)
-    write(tmp_path, "t.jsonl", [*rows, {"q": "e?", "a": "f", "lang": ""}])
-    told = refusal(Exit.BAD_DATA, read, file, language_column="lang", **QUESTIONS)
-    assert "1 without language" in told
-    assert "t.jsonl:3" in told
+    for blank in ("", None):
+        write(tmp_path, "t.jsonl", [*rows, {"q": "e?", "a": "f", "lang": blank}])
+        told = refusal(Exit.BAD_DATA, read, file, language_column="lang", **QUESTIONS)
+        assert "1 without language" in told
+        assert "t.jsonl:3" in told
     dialogue = write(tmp_path, "d.jsonl", [{"turns": ["a", "b"], "lang": "de"}])
     assert read(dialogue, turns_column="turns", language_column="lang").languages() == ["de"]
