@@ -8,7 +8,8 @@ MODEL is what `model=` takes; the twin has its shape, its tokenizer and a file o
 import argparse
 
 import torch
-from transformers import AutoConfig, AutoModel
+import transformers
+from transformers import AutoConfig
 
 from finetune import pretrained
 
@@ -23,7 +24,9 @@ def main() -> None:
     pretrained.quiet()
     source = pretrained.locate(asked.model)
     torch.manual_seed(asked.seed)
-    twin = AutoModel.from_config(AutoConfig.from_pretrained(source.path, local_files_only=True), dtype=torch.float32)
+    shape = AutoConfig.from_pretrained(source.path, local_files_only=True)
+    made_as = getattr(transformers, shape.architectures[0])  # with the output layer that the checkpoint has
+    twin = made_as(shape).float()
     twin.save_pretrained(asked.folder)
     pretrained.load_tokenizer(source).save_pretrained(asked.folder)
     print(
