@@ -74,7 +74,7 @@ class Meter:
         return found
 
 
-def load(name: str | None) -> Meter | None:
+def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
     """Load the BERT of a folder, Hub name or shipped checkpoint; no name: none.
 
     Raises UserError as `pretrained.locate` does, and 65 for a model that reads no text by itself.
@@ -88,7 +88,7 @@ def load(name: str | None) -> Meter | None:
         if model.config.is_encoder_decoder:
             what = f"model={name} ({type(model).__name__}) is an encoder-decoder"
             raise UserError(Exit.BAD_DATA, f"{what}; give a BERT, e.g. mini-mbert")
-    return Meter(name, source.identity, model.eval().to(hardware.device_type(use_cpu=False)), tokenizer)
+    return Meter(name, source.identity, model.eval().to(hardware.device_type(use_cpu)), tokenizer)
 
 
 def row_scores(meter: Meter, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -552,7 +553,12 @@ def _settings_of(model: Path) -> list[str]:
     stored.pop("recipe", None)
     if not stored and _recipe_of(model) in {"bert_classification", "gpt2_generation"}:
         return [f"max_length={AS_LONG_AS_THE_MODEL_READS}"]
-    return [f"{name}={value}" for name, value in stored.items() if value is not None]
+    return [f"{name}={_as_given(value)}" for name, value in stored.items() if value is not None]
+
+
+def _as_given(value: Any) -> str:
+    """Return a setting as on the command line; what stands in a list is read as YAML, of which JSON is a part."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
 
 
 def _search_settings(config: Any, beams: int | None, texts: int | None) -> list[str]:

@@ -60,7 +60,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     began, task, asked = time.perf_counter(), task_named(config.task, config.language), config.train
     splits = read_splits(config.data, seed=config.seed)
     found = opening.say_pairs(run, config.data, splits)
-    model, meter = families.begin(config, splits["train"]), bertscore.load(config.bertscore_model)
+    model = families.begin(config, splits["train"])
+    meter = bertscore.load(config.bertscore_model, use_cpu=asked.use_cpu)
     config = replace(
         config, train=families.resolve(asked, model, task.decides), source_prefix=model.prefix,
         max_source_length=model.lengths.source, max_target_length=model.lengths.target,

@@ -8,7 +8,7 @@ import tiny_seq2seq as tiny
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from finetune import bertscore
+from finetune import bertscore, hardware
 from finetune.bertscore import Meter
 from finetune.errors import Exit, UserError
 from finetune.text_evaluation import TextPredictions
@@ -89,6 +89,14 @@ def test_figures_have_intervals_and_name_their_model(meter: Meter, tiny_model: P
     assert set(meter.judged(own, None)) == set(found) - {"baseline", "difference"}
     long = predictions([*TEXTS[:3], "parcel " * 80])
     assert meter.judged(long, None)["cut"] == 1
+
+
+def test_a_meter_stays_on_the_device_that_is_asked_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_type", lambda use_cpu: "cpu" if use_cpu else "meta")
+    for use_cpu, device in ((True, "cpu"), (False, "meta")):
+        meter = bertscore.load(str(tiny_model), use_cpu=use_cpu)
+        assert meter is not None
+        assert meter.model.device.type == device
 
 
 def test_no_name_is_no_meter_and_what_cannot_measure_is_refused(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from transformers import (
     MBartTokenizer,
 )
 
+from finetune import commands, cpu, generation
 from finetune import config as configuration
-from finetune import cpu, generation
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig, Written
@@ -33,7 +33,7 @@ from finetune.summaries import families, writer
 from finetune.summaries.encoder_decoders import EncoderDecoderWriter
 from finetune.summaries.prompts import PromptWriter
 from finetune.summaries.scratch import ScratchWriter
-from finetune.summaries.writer import Frame, Writer
+from finetune.summaries.writer import Frame, Prefix, Writer
 from recipes.summarization import Config
 
 SHORT = "generation.max_new_tokens=8"
@@ -232,6 +232,29 @@ def test_a_prefix_that_ends_with_a_space_gives_it_to_the_word_that_follows(begin
     assert bare.code_sources(["red"]) == begin(kind).code_sources(["red"])
 
 
+def test_a_prefix_that_ends_inside_a_word_keeps_its_last_token() -> None:
+    known: dict[str, int] = {}
+
+    def code(texts: Sequence[str]) -> list[list[int]]:  # words between spaces, so that one more letter is another word
+        return [[known.setdefault(word, len(known)) for word in text.split()] for text in texts]
+
+    assert Prefix.of("tell short", code) == Prefix(code(["tell short"])[0], "")
+    assert Prefix.of("tell short: ", code) == Prefix(code(["tell short:"])[0], "")
+
+
+def test_noam_has_a_factor_for_its_rate_and_other_schedules_a_peak(begin: Begin) -> None:
+    asked, model = families.loop_settings(), begin("scratch")
+    assert families.resolve(replace(asked, lr_scheduler_type="noam"), model, "rouge1").learning_rate == 1.0
+    assert families.resolve(asked, model, "rouge1").learning_rate == model.learning_rate
+
+
+def test_stop_strings_of_a_plain_folder_are_those_of_its_run(begin: Begin, tmp_path: Path) -> None:
+    model, stops = begin("scratch"), ["\n", "a'\"b", "ünd"]
+    asked = settings(f"generation.stop_strings={json.dumps(stops, ensure_ascii=False)}")
+    model.save(tmp_path, families.remembered(asked, model, "truncate"), asked.generation)
+    assert commands._trained(str(tmp_path), ())[2].generation.stop_strings == stops
+
+
 def test_gpt2_shares_its_context_between_source_and_target(begin: Begin) -> None:
     model: PromptWriter = begin("gpt2")
     assert model.lengths.source + max(model.lengths.target, 8) == 49  # the last token is never read
@@ -338,6 +361,11 @@ def test_a_language_that_is_forced_stands_before_targets(
     model.tokenizers.source.save_pretrained(tmp_path)
     forced = families.begin(settings(f"model={tmp_path}"), split())
     assert list(forced.target.before) == [2, 77]
+    longest = GenerationConfig(max_new_tokens=47, min_new_tokens=47, temperature=0.0)
+    writer.write(families.begin(settings(f"model={tmp_path}", "generation.max_new_tokens=47"), split()), split(),
+                 "truncate", longest, 1)  # fmt: skip
+    with pytest.raises(UserError, match="max_new_tokens=48 is more than the 47"):  # the language is read, too
+        families.begin(settings(f"model={tmp_path}", "generation.max_new_tokens=48"), split())
 
 
 @pytest.mark.parametrize("kind", [MBartTokenizer, MBart50Tokenizer])

@@ -279,12 +279,13 @@ def _prepared(found: _Loaded, settings: Settings) -> EncoderDecoderWriter:
         writer.resolve_length("max_source_length", settings.max_source_length, writer.MOST_SOURCE_TOKENS, most[0]),
         writer.resolve_length("max_target_length", settings.max_target_length, writer.MOST_TARGET_TOKENS, most[1]),
     )
-    generation.check_longest(settings.generation, most[1])
     _speak(network, writes, found.checkpoint, settings.model_language)
     before, after = writer.specials(reads, target=False)
     prefix = writer.prefix_of(settings.source_prefix, config.to_dict().get("task_specific_params"))
     told = Prefix.of(prefix, found.tokenizers.reader.encode)
     first, last = _around_targets(network, writes)
+    # Every text begins with these; they are read, the last token that is written is not.
+    generation.check_longest(settings.generation, most[1] + 1 - len(generation.first_tokens(network)))
     config.task_specific_params = None  # what the checkpoint was used for: save_pretrained writes what it becomes
     cpu.prepare(network, with_attention=False)
     return EncoderDecoderWriter(

@@ -61,9 +61,10 @@ def load(settings: Settings, folder: Path) -> Writer:
 def resolve(config: TrainConfig, writer: Writer, decides: str) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate and passes by family, the task's score, precision."""
     rate, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
+    automatic = 1.0 if config.lr_scheduler_type == "noam" else writer.learning_rate  # of noam a factor
     return replace(
         config,
-        learning_rate=writer.learning_rate if rate == "auto" else rate,
+        learning_rate=automatic if rate == "auto" else rate,
         num_train_epochs=writer.epochs if epochs == "auto" else epochs,
         metric_for_best_model=decides if best == "auto" else best,
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,

@@ -329,6 +329,8 @@ class Prefix:
         """Part a prefix from the word after it, as `code` does; T5 puts the space before every text by itself."""
         if not text:
             return cls([], "")
+        if not text[-1].isspace():  # a letter behind it could become part of its last token
+            return cls(code([text])[0], "")
         whole, bare, spaced = code([f"{text}a", "a", " a"])
         lead = " " if text.endswith(" ") and spaced != bare else ""
         return cls(whole[: len(whole) - len(spaced if lead else bare)], lead)
