@@ -25,6 +25,7 @@ from finetune.pretrained import context_limit
 from finetune.seq2seq.search import UNIFORM_STEPS, forbid_repeated_ngrams, keep_likely, penalise_repetition, pick
 
 NOTHING = -1  # stands left of a history that is shorter than others; no token has this number
+COLDEST = 1e-30  # a float32 is 0 not far below
 TOKENS_AT_ONCE = {"cpu": 4_096, "cuda": 1 << 16}  # read and written, of all rows of a batch
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -277,12 +278,14 @@ class _Rules:
             )
         config = self.config
         logits = logits.float()
+        seen = torch.where(history == NOTHING, history[:, -1:], history)
         if config.repetition_penalty != 1:
-            seen = torch.where(history == NOTHING, history[:, -1:], history)
             logits = penalise_repetition(logits, seen, config.repetition_penalty)
         scores = logits.log_softmax(dim=1)
         if config.no_repeat_ngram_size:
-            forbid_repeated_ngrams(scores, history, config.no_repeat_ngram_size)
+            # A single token is forbidden by its number, which NOTHING has not; a longer n-gram never holds it in full.
+            single = config.no_repeat_ngram_size == 1
+            forbid_repeated_ngrams(scores, seen if single else history, config.no_repeat_ngram_size)
         if written < config.min_new_tokens:
             scores[:, self.end] = -math.inf
         nothing = scores.amax(dim=1) == -math.inf  # repetition forbids all
@@ -335,7 +338,7 @@ def _draw(
         if uniform is None:
             token = scores.argmax(dim=1)
         else:
-            token = pick(likely(scores / config.temperature, config), uniform[number, time_])
+            token = pick(likely(_cooled(scores, config.temperature), config), uniform[number, time_])
         total = total + scores.gather(1, token[:, None])[:, 0].double()
         history = torch.cat([history, token[:, None]], dim=1)
         if listen is not None:
@@ -365,6 +368,11 @@ def _over(history: Tensor, before: int, written: int, rules: _Rules) -> Tensor:
         stopped = [rules.stops(row) for row in history[:, before:].tolist()]
         over = over | torch.tensor(stopped, device=over.device)
     return over
+
+
+def _cooled(scores: Tensor, temperature: float) -> Tensor:
+    """Divide by a temperature; the best token stays at 0, so that none is so cold that all are impossible."""
+    return (scores - scores.amax(dim=1, keepdim=True)) / max(temperature, COLDEST)
 
 
 def likely(logits: Tensor, config: GenerationConfig) -> Tensor:

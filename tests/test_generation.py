@@ -130,6 +130,22 @@ def tokens_of(found: list[list[Generated]]) -> list[list[tuple[int, ...]]]:
     return [[one.tokens for one in several] for several in found]
 
 
+def test_the_gap_beside_a_short_prompt_forbids_no_token(network: PreTrainedModel) -> None:
+    last = copy.deepcopy(network)
+    last.lm_head.weight = torch.nn.Parameter(torch.zeros_like(last.lm_head.weight))  # all alike but the last one
+    last.lm_head.bias = torch.nn.Parameter(torch.eye(257)[256] * 9)
+    config = GenerationConfig(max_new_tokens=2, temperature=0, no_repeat_ngram_size=1)
+    alone, together = run(last, [[0]], config), run(last, [[0], [0, 7, 8]], config)
+    assert alone[0][0].tokens[0] == 256
+    assert tokens_of(together)[0] == tokens_of(alone)[0]
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300])
+def test_the_coldest_samples_are_greedy(network: PreTrainedModel, temperature: float) -> None:
+    cold, greedy = (GenerationConfig(max_new_tokens=8, temperature=one) for one in (temperature, 0))
+    assert tokens_of(run(network, PROMPTS, cold)) == tokens_of(run(network, PROMPTS, greedy))
+
+
 def test_samples_are_a_function_of_seed_prompt_and_number(network: PreTrainedModel) -> None:
     config = GenerationConfig(max_new_tokens=12, num_return_sequences=4)
     four = tokens_of(run(network, PROMPTS, config))

@@ -153,3 +153,11 @@ def test_stored_documents_hold_every_byte_and_an_end_each(tiny_gpt2: Path) -> No
         assert [tokenizer.decode(found[row][:-1].tolist()) for row in range(4)] == texts
         assert [(found[row] == END).sum() for row in range(4)] == [1, 1, 1, 1]  # what looks like an end is text
         assert [found[row][-1] for row in range(4)] == [END] * 4
+
+
+def test_documents_end_as_the_tokenizer_of_now_ends_them(tiny_gpt2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
+    store(["ab", "c"], TextEncoder(tokenizer))
+    tokenizer.eos_token = "!"  # the same entries and another end, as of a chat model beside its base
+    found = store(["ab", "c"], TextEncoder(tokenizer))
+    assert [int(found[row][-1]) for row in range(2)] == [tokenizer.eos_token_id] * 2

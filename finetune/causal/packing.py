@@ -33,7 +33,7 @@ def store(texts: Sequence[str], encoder: TextEncoder) -> Rows:
                     writer.add([*row, encoder.end])
         return {}
 
-    key = {"kind": "causal documents", "texts": digest(texts), "tokens": encoder.identity()}
+    key = {"kind": "causal documents", "texts": digest(texts), "tokens": encoder.identity(), "end": encoder.end}
     return Rows.read(cached(key, write)[0], "documents")
 
 
