@@ -53,7 +53,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     splits = corpus.read_splits(config.data, seed=config.seed)
     figures = opening.say_texts(run, config.data, splits)
     learnt = routes.texts_of(splits["train"], config.data)
-    start = routes.begin(config.model, config.vocabulary, config.network, learnt, config.seed)
+    start = routes.begin(config.model, config.vocabulary, config.network, learnt, config.seed, config.max_length)
     reading = Reading.of(config.max_length, config.stride, config.data, start.context)
     found = routes.material(splits, TextEncoder(start.tokenizer), reading)
     figures |= report.say_material(run, start, found, reading)

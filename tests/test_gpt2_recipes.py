@@ -20,7 +20,8 @@ from finetune import commands, generation, pretrained, text_quality
 from finetune import config as configuration
 from finetune.causal import routes
 from finetune.causal.corpus import TextDataConfig, read_split, read_splits
-from finetune.causal.model import load_trained
+from finetune.causal.model import ShapeConfig, load_trained
+from finetune.causal.tokenizer import VocabularyConfig
 from finetune.data import shipped as shipping
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig
@@ -304,6 +305,14 @@ def test_a_folder_without_a_tokenizer_is_refused(pretrained_run: Ended, texts: P
 def test_a_plain_folder_is_used_by_the_recipe_of_its_class(made_as: str, recipe: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [made_as]}), encoding="utf-8")
     assert commands._recipe_of(tmp_path) == recipe
+
+
+@pytest.mark.parametrize(("asked", "longest"), [(None, 32), (64, 64)])
+def test_a_new_model_has_no_position_that_training_never_reaches(asked: int | None, longest: int) -> None:
+    shape = ShapeConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, max_position_embeddings=asked)
+    start = routes.begin(None, VocabularyConfig(vocab_size=300), shape, ["one text", "and another"] * 50, 1, 32)
+    assert start.context == start.model.network.config.n_positions == longest
+    assert start.tokenizer.model_max_length == longest
 
 
 def test_a_shipped_name_is_looked_for_with_what_is_shipped(

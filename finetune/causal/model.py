@@ -41,7 +41,9 @@ class ShapeConfig(DropoutConfig):
     hidden_size: Count = field(256, "width; this and the next three are for random weights alone (no model)")
     num_hidden_layers: Count = field(6, "layers")
     num_attention_heads: Count = field(4, "heads of a layer")
-    max_position_embeddings: Count = field(512, "longest text that the model can ever read, in tokens")
+    max_position_embeddings: Count | None = field(
+        None, "longest text that the model can ever read, in tokens; null: max_length, none that training never reaches"
+    )
 
 
 class LanguageModel(nn.Module):

@@ -60,7 +60,9 @@ def resolve(config: TrainConfig, start: Start, epochs: float) -> TrainConfig:
     )
 
 
-def begin(name: str | None, words: VocabularyConfig, shape: ShapeConfig, texts: Sequence[str], seed: int) -> Start:
+def begin(
+    name: str | None, words: VocabularyConfig, shape: ShapeConfig, texts: Sequence[str], seed: int, max_length: int
+) -> Start:
     """Make the model before its first update, with a tokenizer that is learnt from `texts`, or a checkpoint's own."""
     learns = name is None if words.train is None else words.train
     if name is None and not learns:
@@ -70,7 +72,9 @@ def begin(name: str | None, words: VocabularyConfig, shape: ShapeConfig, texts: 
         raise UserError(Exit.USAGE, f"{what}\nleave out model or vocabulary.train")
     if name is not None:
         return models.from_checkpoint(pretrained.locate(name), shape)
-    return models.from_random(shape, tokenizer.learn(texts, words, shape.max_position_embeddings), seed)
+    longest = max_length if shape.max_position_embeddings is None else shape.max_position_embeddings
+    shape = replace(shape, max_position_embeddings=longest)
+    return models.from_random(shape, tokenizer.learn(texts, words, longest), seed)
 
 
 def fine_tuned(name: str, config: DropoutConfig) -> Start:
