@@ -210,7 +210,7 @@ def generate(
     _, _, config = _trained(run, reading)
     settings = config.generation
     if isinstance(prompts, str):
-        split = _read("input", prompts, config.data, gold=False)
+        split = _read("input", prompts, dataclasses.replace(config.data, on_empty="error"), gold=False)
         prompts = split.sources() if config.data.has_prompts else split.texts()
     for prompt in prompts:
         _check_encoding("--prompt", prompt)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from calling import call, done, private_cache, read_jsonl, train_toy
 from pretexts import WORDS, sentence
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config, PretrainedConfig
 
 from finetune import commands, generation, pretrained, text_quality
 from finetune import config as configuration
@@ -405,6 +405,37 @@ def test_an_empty_completion_is_told_with_its_line(texts: Path, tiny_gpt2: Path,
     assert outcome.code == Exit.BAD_DATA
     assert "pairs.csv" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        (BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2), "Bloom.* takes no positions"),
+        (
+            Gemma2Config(
+                vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                num_key_value_heads=1, head_dim=8,
+            ),
+            "Gemma2.* scales its logits .final_logit_softcapping=30",
+        ),
+    ],
+)  # fmt: skip
+def test_a_decoder_whose_loss_would_be_wrong_is_refused(
+    tiny_gpt2: Path, tmp_path: Path, shape: PretrainedConfig, told: str
+) -> None:
+    shutil.copytree(tiny_gpt2, tmp_path / "model")
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=told) as caught:
+        load_trained(tmp_path / "model")
+    assert caught.value.code == Exit.BAD_DATA
+
+
+def test_an_empty_prompt_of_a_file_is_told_though_training_left_empty_rows_out(tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"text": "the cat"}\n{"text": ""}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"prompts\.jsonl:2") as caught:
+        commands.generate(str(tiny_gpt2), str(path), ["data.on_empty=skip"])
+    assert caught.value.code == Exit.BAD_DATA
 
 
 def test_documents_of_one_token_are_read(tiny_gpt2: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from finetune.seq2seq.loss import summed_cross_entropy
 
 Count = Annotated[int, Field(gt=0)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
+LOGIT_SCALINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # Gemma 2, Cohere, Granite
 WRITERS = ("LMHeadModel", "ForCausalLM")  # ends of the class names of models that go on from a text
 
 
@@ -173,7 +175,23 @@ def load(source: pretrained.Source) -> Start:
             Exit.BAD_DATA, f"model={source.name}: its tokenizer has no end-of-text token; set eos_token in its folder"
         )
     network = pretrained.load_model(AutoModelForCausalLM, source, tokenizer)
+    _check_kin(network, source.name)
     return Start(LanguageModel(network), tokenizer, source.name, source.identity, fresh=False)
+
+
+def _check_kin(network: PreTrainedModel, name: str) -> None:
+    """Refuse a decoder whose loss would be wrong here: raises UserError (65)."""
+    kind, settings = type(network).__name__, network.config.to_dict()
+    fault = ""
+    if "position_ids" not in inspect.signature(network.base_model.forward).parameters:
+        fault = f"{kind} takes no positions: packed documents would see each other"
+    for scaling in LOGIT_SCALINGS:
+        if settings.get(scaling) not in (None, 1):
+            fault = f"{kind} scales its logits ({scaling}={settings[scaling]}), which the loss here leaves out"
+    if fault:
+        raise UserError(
+            Exit.BAD_DATA, f"model={name}: {fault}\ngive GPT-2 or its kin, e.g. model=openai-community/gpt2"
+        )
 
 
 def load_trained(folder: Path) -> Start:
