@@ -70,7 +70,7 @@ class Meter:
             theirs = row_scores(self, other[1].predicted, other[1].references)
             found["baseline"] = {"name": other[0]} | _intervals(theirs)
             interval = significance.paired_bootstrap(_sample(mine[:, 2:]), _sample(theirs[:, 2:]))[0]
-            found["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high}
+            found["difference"] = interval.told()
         return found
 
 
@@ -141,7 +141,7 @@ def _too_long(meter: Meter, own: TextPredictions) -> int:
 
 def _intervals(scores: np.ndarray) -> dict[str, dict[str, float]]:
     found = significance.bootstrap(_sample(scores))
-    return {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in zip(FIGURES, found, strict=True)}
+    return {name: interval.told() for name, interval in zip(FIGURES, found, strict=True)}
 
 
 def _sample(scores: np.ndarray) -> Sample:

@@ -214,7 +214,7 @@ def agreement(reference: Cell, other: Cell) -> dict[str, float]:
     """Return the share of rows, paired by id, with the same prediction in two cells, with its interval."""
     rows = np.mean([_same_prediction(one, two) for one, two in zip(reference, other, strict=True)], axis=0)
     interval = _mean_interval(rows).around(*significance.wilson(float(rows.sum()), len(rows)))
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    return interval.told()
 
 
 def between_languages(cells: Mapping[str, Cell], parallel: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

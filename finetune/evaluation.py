@@ -87,11 +87,7 @@ def score(predictions: Predictions | Sequence[Predictions], seed: int = 1) -> di
     rows = len(seeds[0].ids)
     share = intervals["accuracy"].value
     intervals["accuracy"] = intervals["accuracy"].around(*significance.wilson(share * rows, rows))
-    scores = {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in intervals.items()}
-    if len(seeds) > 1:
-        for name, values in _values_by_seed(seeds).items():
-            scores[name]["sd"] = float(np.std(values, ddof=1))
-    return scores
+    return significance.told_scores(intervals, seeds, values)
 
 
 def values(predictions: Predictions) -> dict[str, float]:
@@ -273,11 +269,6 @@ def _with_labels(system: Predictions, labels: tuple[str, ...]) -> Predictions:
 
 def _p_value(a: list[Predictions], b: list[Predictions]) -> float:
     return max(significance.mcnemar_exact(one.right, two.right) for one in a for two in b)
-
-
-def _values_by_seed(seeds: list[Predictions]) -> dict[str, np.ndarray]:
-    values = [np.concatenate([_count_samples([[one]])[0].point(), _probability_sample([one]).point()]) for one in seeds]
-    return dict(zip([*metrics.COUNT_METRICS, *metrics.PROBABILITY_METRICS], np.transpose(values), strict=True))
 
 
 def _count_samples(groups: list[list[Predictions]]) -> list[Sample]:

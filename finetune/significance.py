@@ -55,6 +55,22 @@ class Interval:
         """Return the interval stretched until it holds `low` and `high` too."""
         return Interval(self.value, min(self.low, low), max(self.high, high))
 
+    def told(self) -> dict[str, float]:
+        """Return it as it stands in results.json."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def told_scores(
+    intervals: Mapping[str, Interval], seeds: Sequence[T], values: Callable[[T], Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Return scores with their intervals; of several seeds "sd" is the sample standard deviation of their `values`."""
+    scores = {name: interval.told() for name, interval in intervals.items()}
+    if len(seeds) > 1:
+        alone = [values(one) for one in seeds]
+        for name in scores:
+            scores[name]["sd"] = float(np.std([one[name] for one in alone], ddof=1))
+    return scores
+
 
 def bootstrap(sample: Sample, *, alpha: float = ALPHA, seed: int = 1) -> list[Interval]:
     """Return the percentile bootstrap interval of each metric of a sample (Efron and Tibshirani 1993, chapter 13).

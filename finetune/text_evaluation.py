@@ -156,12 +156,7 @@ def score(predictions: Systems, task: Task, seed: int = 1) -> dict[str, dict[str
     """
     seeds = _aligned(_as_list(predictions))
     intervals = _intervals(_sample(seeds, task.metrics, task), task.metrics, seed)
-    scores = {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in intervals.items()}
-    if len(seeds) > 1:
-        alone = [values(one, task) for one in seeds]
-        for name in task.metrics:
-            scores[name]["sd"] = float(np.std([one[name] for one in alone], ddof=1))
-    return scores
+    return significance.told_scores(intervals, seeds, partial(values, task=task))
 
 
 def values(predictions: TextPredictions, task: Task) -> dict[str, float]:

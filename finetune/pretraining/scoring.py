@@ -70,13 +70,8 @@ def score(tallies: Tally | Sequence[Tally]) -> dict[str, dict[str, float]]:
     """Score one system, or the mean of several seeds, with 95 % bootstrap intervals over rows."""
     seeds = [tallies] if isinstance(tallies, Tally) else list(tallies)
     names = seeds[0].metrics
-    found = significance.bootstrap(_sample(seeds, names))
-    scores = {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in zip(names, found, strict=True)}
-    if len(seeds) > 1:
-        alone = [values(one) for one in seeds]
-        for name in names:
-            scores[name]["sd"] = float(np.std([one[name] for one in alone], ddof=1))
-    return scores
+    intervals = dict(zip(names, significance.bootstrap(_sample(seeds, names)), strict=True))
+    return significance.told_scores(intervals, seeds, values)
 
 
 def compare(a: Tally | Sequence[Tally], b: Tally, metric: str, comparisons: int = 1) -> dict[str, Any]:
