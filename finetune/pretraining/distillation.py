@@ -11,10 +11,10 @@ from transformers import AutoModel, BertModel, PreTrainedTokenizerBase
 
 from finetune import cpu, hardware, pretrained, terminal
 from finetune.baselines import cache_folder
-from finetune.data.batching import cut_by_tokens, pad
+from finetune.data.batching import cut_by_tokens
 from finetune.errors import Exit, UserError
 from finetune.pretraining.model import sentence_vectors
-from finetune.pretraining.stores import Rows
+from finetune.pretraining.stores import Rows, framed
 from finetune.run import disk_errors
 
 SENTENCES_AT_ONCE = 4_096
@@ -43,14 +43,13 @@ class Teacher:
     def encode(self, rows: Rows, numbers: np.ndarray) -> np.ndarray:
         """Return the vectors of some rows of tokens, (sentences, dim) in float16."""
         device = self.network.device
-        frame = (int(self.tokenizer.cls_token_id), int(self.tokenizer.sep_token_id))
-        texts = [np.concatenate(([frame[0]], rows[row][: self.max_length - 2], [frame[1]])) for row in numbers]
-        lengths = np.array([len(text) for text in texts])
+        marks = (int(self.tokenizer.cls_token_id), int(self.tokenizer.sep_token_id), int(self.tokenizer.pad_token_id))
+        _, sizes = rows.some(numbers, self.max_length - 2)
+        lengths = sizes + 2
         vectors = np.empty((len(numbers), self.width), dtype=KIND)
         with torch.inference_mode():
             for part in cut_by_tokens(np.argsort(lengths, kind="stable"), lengths, TOKENS_AT_ONCE[device.type], 4_096):
-                ids = pad([texts[row] for row in part], self.tokenizer.pad_token_id)
-                mask = (torch.arange(ids.shape[1]) < torch.from_numpy(lengths[part])[:, None]).long()
+                ids, mask = map(torch.from_numpy, framed(*rows.some(numbers[part], self.max_length - 2), marks))
                 _, mean = sentence_vectors(self.network, ids.to(device), mask.to(device))
                 vectors[part] = mean.cpu().numpy().astype(KIND)
         return vectors

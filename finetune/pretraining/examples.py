@@ -12,7 +12,7 @@ from finetune.data.batching import Batch, Examples, cut_by_tokens, pad
 from finetune.errors import Exit, UserError
 from finetune.pretraining.corpus import Documents, Pairs
 from finetune.pretraining.masking import Alphabet, MaskingConfig, mask
-from finetune.pretraining.stores import ranges
+from finetune.pretraining.stores import framed, ranges
 from finetune.pretraining.vocabulary import repeats
 
 CHUNK_TOKENS = {"cpu": 2_048, "cuda": 1 << 14}  # sentences of like length are read together, so many tokens at a time
@@ -286,14 +286,12 @@ def chunked(tokens: np.ndarray, sizes: np.ndarray, frame: Frame, targets: Tensor
     budget = CHUNK_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     tensors = {}
     for number, part in enumerate(cut_by_tokens(order, sizes + 2, budget, CHUNK_ROWS)):
-        size = sizes[part, None]
-        steps = np.arange(size.max() + 2)
-        ids = np.full((len(part), len(steps)), frame.pad, dtype=np.int64)
-        ids[:, 0] = frame.cls
-        ids[(steps > 0) & (steps <= size)] = tokens[ranges(starts[part], sizes[part])]
-        ids[steps == size + 1] = frame.sep
-        tensors[f"input_ids.{number}"] = torch.from_numpy(ids)
-        tensors[f"attention_mask.{number}"] = torch.from_numpy((steps <= size + 1).astype(np.int64))
+        text = tokens[ranges(starts[part], sizes[part])]
+        ids, mask = framed(text, sizes[part], (frame.cls, frame.sep, frame.pad))
+        tensors[f"input_ids.{number}"], tensors[f"attention_mask.{number}"] = (
+            torch.from_numpy(ids),
+            torch.from_numpy(mask),
+        )
         tensors[f"targets.{number}"], tensors[f"weights.{number}"] = targets[part], weights[part]
     return tensors
 

@@ -68,6 +68,21 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return numbers
 
 
+def framed(tokens: np.ndarray, sizes: np.ndarray, marks: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack texts of some sizes, whose tokens stand one after the other, between [CLS] and [SEP], and [PAD] behind.
+
+    `marks` are the numbers of those three. Returns the tokens and 1 where they are real, (texts, time) int64 each.
+    """
+    cls, sep, pad = marks
+    size = sizes[:, None]
+    steps = np.arange(size.max() + 2)
+    ids = np.full((len(sizes), len(steps)), pad, dtype=np.int64)
+    ids[:, 0] = cls
+    ids[(steps > 0) & (steps <= size)] = tokens
+    ids[steps == size + 1] = sep
+    return ids, (steps <= size + 1).astype(np.int64)
+
+
 class Writer:
     """Writes rows of token numbers into a folder, as two bytes each where the vocabulary allows it."""
 
