@@ -22,7 +22,14 @@ from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
 from finetune.errors import Exit, UserError
 from finetune.pretrained import context_limit
-from finetune.seq2seq.search import UNIFORM_STEPS, forbid_repeated_ngrams, keep_likely, penalise_repetition, pick
+from finetune.seq2seq.search import (
+    UNIFORM_STEPS,
+    forbid_repeated_ngrams,
+    keep_likely,
+    not_above_the_maximum,
+    penalise_repetition,
+    pick,
+)
 
 NOTHING = -1  # stands left of a history that is shorter than others; no token has this number
 COLDEST = 1e-30  # a float32 is 0 not far below
@@ -65,13 +72,7 @@ class GenerationConfig:
         """Tell whether tokens are drawn."""
         return self.num_beams == 1 and self.temperature > 0
 
-    @field_validator("min_new_tokens")
-    @classmethod
-    def _fits_the_maximum(cls, shortest: int, info: ValidationInfo) -> int:
-        longest = info.data.get("max_new_tokens")
-        if longest is not None and shortest > longest:
-            raise ValueError(f"more than max_new_tokens={longest}")
-        return shortest
+    _fits_the_maximum = field_validator("min_new_tokens")(not_above_the_maximum)
 
     @field_validator("stop_strings")
     @classmethod

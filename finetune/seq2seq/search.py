@@ -28,6 +28,14 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
 
+def not_above_the_maximum(shortest: int, info: ValidationInfo) -> int:
+    """Refuse min_new_tokens above max_new_tokens, which stands before it: raises ValueError."""
+    longest = info.data.get("max_new_tokens")
+    if longest is not None and shortest > longest:
+        raise ValueError(f"more than max_new_tokens={longest}")
+    return shortest
+
+
 @configclass
 class SearchConfig:
     """Settings of decoding, named as in transformers.GenerationConfig; lengths count tokens without bos and eos."""
@@ -63,13 +71,7 @@ class SearchConfig:
             raise ValueError(f"a beam of {beam} has no more than {beam}; give a larger beam_size")
         return count
 
-    @field_validator("min_new_tokens")
-    @classmethod
-    def _fits_the_maximum(cls, shortest: int, info: ValidationInfo) -> int:
-        longest = info.data.get("max_new_tokens")
-        if longest is not None and shortest > longest:
-            raise ValueError(f"more than max_new_tokens={longest}")
-        return shortest
+    _fits_the_maximum = field_validator("min_new_tokens")(not_above_the_maximum)
 
 
 @dataclasses.dataclass(frozen=True)
