@@ -131,7 +131,7 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
         if patterns.is_pattern(files) and not isinstance(before, PairsConfig):
             sources = folder.results()["diagnostics"]["train_languages"]
             files = [file for source in sources for file in patterns.expand("data.train", files, source)]
-        leaked = set(leaks(_read("train", files, before), split).tolist())
+        leaked = set(leaks(_read("train", files, before), [split])[0].tolist())
         left_out = len(leaked)
         split = split.select([row for row in range(len(split)) if row not in leaked])
     predictions = module.evaluate(config, folder, split)

@@ -116,7 +116,7 @@ def without_tests(unlabelled: Split, tests: Sequence[Split]) -> tuple[Split, int
 
     Raises UserError (65) where nothing is left.
     """
-    leaked = np.unique(np.concatenate([np.zeros(0, np.int64), *(leaks(test, unlabelled) for test in tests)]))
+    leaked = np.unique(np.concatenate([np.zeros(0, np.int64), *(leaks(test, [unlabelled])[0] for test in tests)]))
     if len(leaked) == len(unlabelled):
         what = f"{unlabelled.files[0]}: every unlabelled text stands in test"
         raise UserError(Exit.BAD_DATA, f"{what}; give other texts as data.unlabelled")

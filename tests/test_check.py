@@ -91,7 +91,7 @@ def test_leaked_texts_are_counted_to_the_letter_and_folded(tmp_path: Path) -> No
         "e.g. train.csv:32 = test.csv:8 | score without them: finetune evaluate RUN --data test.csv --drop-leaked"
     )
     splits = {name: split(tmp_path, name, rows) for name, rows in (("train", train), ("test", test))}
-    assert leaks(splits["train"], splits["test"]).tolist() == [6, 7]
+    assert leaks(splits["train"], [splits["test"]])[0].tolist() == [6, 7]
 
 
 def test_a_pair_leaks_only_where_both_texts_do(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_pair_leaks_only_where_both_texts_do(tmp_path: Path) -> None:
     for name, rows in (("train", [("a", "b"), ("c", "d")]), ("test", [("a", "d"), ("C", "d ")])):
         (tmp_path / f"{name}.csv").write_text("text,second,label\n" + "".join(f"{a},{b},x\n" for a, b in rows))
         pairs[name] = read_split(name, str(tmp_path / f"{name}.csv"), DataConfig(text_pair_column="second"))
-    assert leaks(pairs["train"], pairs["test"]).tolist() == [1]
+    assert leaks(pairs["train"], [pairs["test"]])[0].tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -210,3 +210,10 @@ def test_half_of_the_second_pieces_come_from_another_text(frame: Frame) -> None:
             assert same or other == 1
             going_on += other == 0
     assert abs(going_on - 200) < 4 * 10  # four standard deviations of 400 tosses
+
+
+def test_a_text_of_one_token_has_no_second_piece_that_another_could_be(frame: Frame) -> None:
+    one, other = np.array([7]), np.array([8, 9])
+    torch.manual_seed(1)
+    batch = examples.next_sentence_batch([one] * 40, [other] * 40, frame, np.arange(40), None)
+    assert batch.tensors["next"].tolist() == [0] * 40

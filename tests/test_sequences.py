@@ -267,7 +267,7 @@ def test_a_train_file_of_one_source_is_too_small_to_hold_out_from(tmp_path: Path
 def test_test_sources_that_stand_in_train_are_counted(tmp_path: Path) -> None:
     train = read(write(tmp_path, "train.jsonl", PAIRS), **ENGLISH_GERMAN)
     rows = [{"en": "A  dog 3", "de": "etwas anderes"}, {"en": "a cat", "de": "ein Hund 3"}]
-    assert leaks(train, read(write(tmp_path, "test.jsonl", rows), **ENGLISH_GERMAN)).tolist() == [0]
+    assert leaks(train, [read(write(tmp_path, "test.jsonl", rows), **ENGLISH_GERMAN)])[0].tolist() == [0]
 
 
 def test_the_fingerprint_follows_how_rows_are_made(tmp_path: Path) -> None:

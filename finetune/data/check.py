@@ -5,7 +5,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,9 +71,13 @@ def check(
     return findings + _resolution(splits)
 
 
-def leaks(train: Split, other: Split) -> np.ndarray:
-    """Return the rows of `other` whose text (and second text), or source, stands in train; case and spaces aside."""
-    return np.flatnonzero(np.isin(_Keys.of(other).folded, _Keys.of(train).folded))
+def leaks(train: Split, others: Iterable[Split]) -> list[np.ndarray]:
+    """Return the rows of each other split whose text (and second text), or source, stands in train.
+
+    Case and spaces aside.
+    """
+    of_train = _Keys.of(train).folded
+    return [np.flatnonzero(np.isin(_Keys.of(other).folded, of_train)) for other in others]
 
 
 def fold(text: str) -> str:

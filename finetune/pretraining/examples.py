@@ -219,12 +219,13 @@ def next_sentence_batch(
     average: the mean loss of the task then stands beside the mean loss of hidden tokens, as in the paper.
     """
     random_texts = torch.rand(len(texts), generator=random) < 0.5
+    random_texts &= torch.tensor([len(text) > 1 for text in texts])  # one token has no second piece to take away
     cuts = torch.rand(len(texts), generator=random).tolist()
     rows, seconds = [], []
     for text, other, swap, share in zip(texts, others, random_texts.tolist(), cuts, strict=True):
         cut = 1 + int(share * (len(text) - 1))
         second = text[cut:]
-        if swap and len(second):
+        if swap:
             second = other[-len(second) :]
         rows.append(np.concatenate(([frame.cls], text[:cut], [frame.sep], second, [frame.sep])).astype(np.int64))
         seconds.append(cut + 2)

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from finetune import crosslingual, evaluation
 from finetune.crosslingual import Cell, Matrix, Plan, Trained
 from finetune.data import patterns
-from finetune.data.check import leaks
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.errors import UserError
 from finetune.evaluation import Predictions
@@ -64,10 +63,9 @@ def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
     splits = {"train": source.train, "validation": source.validation, "test": corpus.together("test", corpus.tests)}
     found = opening.say_data(run, config, splits, corpus.labels)
     for language in [language for language in corpus.targets if language in corpus.train]:
-        for kind, splits in (("validation", corpus.validation), ("test", corpus.test)):
-            leaked = leaks(corpus.train[language], splits[language])
-            found["leaked_rows"][f"{language} {kind}"] = len(leaked)
-            opening.tell_leak(run, config, splits[language], leaked)
+        others = {"validation": corpus.validation[language], "test": corpus.test[language]}
+        leaked = opening.say_leaks(run, config, corpus.train[language], others)
+        found["leaked_rows"] |= {f"{language} {kind}": rows for kind, rows in leaked.items()}
     sizes = " · ".join(f"{language} {len(split):,}" for language, split in corpus.test.items())
     run.say("", f"train {source.name} · test {sizes}")
     if plan.others:

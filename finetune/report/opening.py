@@ -40,16 +40,22 @@ def _say_splits(run: Run, config: DataRules, splits: Mapping[str, Split]) -> dic
             run.say("", f"{name}: {split.held_out}")
         if split.skipped:
             run.say("warning", f"{count(split.skipped, 'row')} of {name} with an empty field left out")
-    leaked = {}
-    for name in [name for name in splits if name != "train"]:  # in order: a set would shuffle the warnings
-        found = leaks(splits["train"], splits[name])
-        leaked[name] = len(found)
-        tell_leak(run, config, splits[name], found)
-    return {"leaked_rows": leaked}
+    others = {name: split for name, split in splits.items() if name != "train"}
+    return {"leaked_rows": say_leaks(run, config, splits["train"], others)}
 
 
-def tell_leak(run: Run, config: DataRules, split: Split, found: np.ndarray) -> None:
-    """Tell which rows of a split stand in train too, if any; raises UserError (65) under on_leak=error."""
+def say_leaks(run: Run, config: DataRules, train: Split, others: Mapping[str, Split]) -> dict[str, int]:
+    """Tell which rows of other splits stand in train too; return how many by name.
+
+    Raises UserError (65) under on_leak=error.
+    """
+    found = dict(zip(others, leaks(train, others.values()), strict=True))
+    for name, rows in found.items():
+        _tell_leak(run, config, others[name], rows)
+    return {name: len(rows) for name, rows in found.items()}
+
+
+def _tell_leak(run: Run, config: DataRules, split: Split, found: np.ndarray) -> None:
     if not len(found):
         return
     share = f"{100 * len(found) / len(split):.1f} %"
