@@ -1,4 +1,4 @@
-"""What makes training on a CPU faster without changing its mathematics: memory reuse and dropout masks.
+"""What makes training on a CPU faster without changing its mathematics: memory reuse, dropout masks, GPT-2's GELU.
 
 Measured on MiniLM, batches of 32 tweets, two cores with bf16: each part stands with its share in tests/benchmarks.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -31,6 +32,8 @@ def prepare(model: PreTrainedModel, *, with_attention: bool = True) -> None:
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p > 0:
                 setattr(module, name, FastDropout(child.p))
+            elif type(child) is NewGELUActivation:  # GPT-2's: nine passes over the widest tensors, where one does
+                setattr(module, name, nn.GELU(approximate="tanh"))
     if with_attention and model.config._attn_implementation == "sdpa":
         AttentionInterface.register(ATTENTION, attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)

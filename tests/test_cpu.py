@@ -15,6 +15,7 @@ from transformers import (
     GPT2ForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.activations import NewGELUActivation
 
 from finetune import cpu
 
@@ -173,7 +174,8 @@ def test_a_prepared_model_has_the_same_parameters_and_the_same_outputs(tiny_mode
     for mine, reference in zip(prepared.parameters(), original.parameters(), strict=True):
         assert torch.equal(mine, reference)
     with torch.inference_mode():
-        assert torch.equal(prepared.eval()(**batch()).logits, original.eval()(**batch()).logits)
+        ours, theirs = (model.eval().double()(**batch()).logits for model in (prepared, original))
+    assert torch.allclose(ours, theirs, rtol=0, atol=0 if family == "bert" else 1e-14)  # GELU in one pass rounds once
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
@@ -183,10 +185,19 @@ def test_gradients_without_dropout_are_those_of_the_original(tiny_model: Path, f
         model = loaded(tiny_model) if family == "bert" else gpt2(0.0)
         if prepare:
             cpu.prepare(model)
-        model.eval()(**batch()).logits.square().sum().backward()
+        model.eval().double()(**batch()).logits.square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     for mine, reference in zip(*gradients, strict=True):
-        assert torch.equal(mine, reference)
+        assert torch.allclose(mine, reference, rtol=0, atol=0 if family == "bert" else 1e-14)
+
+
+def test_gelu_of_gpt2_is_worked_out_in_one_pass() -> None:
+    model = gpt2()
+    cpu.prepare(model)
+    assert [type(layer.mlp.act) for layer in model.transformer.h] == [nn.GELU, nn.GELU]
+    numbers = torch.linspace(-6, 6, 1_001, dtype=torch.float64)
+    exact = NewGELUActivation()(numbers)
+    assert torch.allclose(model.transformer.h[0].mlp.act(numbers), exact, rtol=0, atol=1e-15)
 
 
 def test_a_prepared_model_drops_in_training_as_its_seed_says(tiny_model: Path) -> None:

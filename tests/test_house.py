@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.classifier", "finetune.seq2seq.*"),
     ("finetune.pretraining.*",),
     ("finetune.causal.*",),
-    ("finetune.generation", "finetune.explain", "finetune.transfer", "finetune.crosslingual"),
+    ("finetune.generation", "finetune.explain", "finetune.crosslingual"),
     ("finetune.summaries.*",),
     ("finetune.report.*",),
     ("recipes.*",),

@@ -21,9 +21,10 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+import zero_shot
 from training_speed import ROOT
 
-from finetune import crosslingual, evaluation, pretrained, transfer
+from finetune import crosslingual, evaluation, pretrained
 from finetune.classifier import Fitting, predict
 from finetune.crosslingual import Row
 from finetune.data import patterns
@@ -155,16 +156,16 @@ def centred(ready: Fitting, corpus: Corpus, config: Config) -> dict[str, Cells]:
         texts = {language: corpus.train[language] if language in corpus.train else corpus.test[language]
                  for language in corpus.tests}  # fmt: skip
         means = {
-            language: transfer.mean_vector(
+            language: zero_shot.mean_vector(
                 ready.parts, encode(split, ready.parts.tokenizer, config.max_length, "truncate"), ready.settings, place
             )
             for language, split in texts.items()
         }
-        moved = transfer.shifts(means, corpus.sources)
+        moved = zero_shot.shifts(means, corpus.sources)
         cells: Cells = {}
         for name, split in splits(corpus).items():
             coded = encode(split, ready.parts.tokenizer, config.max_length, "truncate")
-            with transfer.centred(ready.parts, moved[name.split()[1]], place):
+            with zero_shot.centred(ready.parts, moved[name.split()[1]], place):
                 cells[name] = judged(split, ready, predict(ready.parts, coded, ready.settings).probabilities)
         found[f"centring at {place}"] = cells
     return found
@@ -189,7 +190,7 @@ def self_trained(first: Fitting, config: Config, corpus: Corpus, folder: Path) -
         return score
 
     unlabelled = {language: corpus.train[language] for language in corpus.targets}
-    transfer.self_train(source_row(corpus).train, unlabelled, list(corpus.test.values()), train, corpus.labels, SURE)
+    zero_shot.self_train(source_row(corpus).train, unlabelled, list(corpus.test.values()), train, corpus.labels, SURE)
     return cells
 
 

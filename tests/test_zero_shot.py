@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zero_shot
 from calling import write_csv
 from conftest import TOPICS, toy_rows
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from finetune import baselines, classifier, transfer
+from finetune import baselines, classifier
 from finetune.classifier import Classifier
 from finetune.data.columns import DataConfig, LabelMap, Split, from_lines, read_split
 from finetune.data.encode import Encoded, encode
@@ -22,7 +23,7 @@ from finetune.trainer import TrainConfig
 LABELS = LabelMap(tuple(sorted(TOPICS)))
 TEXTS = {"en": ["my parcel was late", "card charged again", "the login"], "it": ["il pacco", "la carta di mia zia"]}
 SETTINGS = TrainConfig(learning_rate=1e-3, num_train_epochs=1, mixed_precision="no", use_cpu=True)
-PLACES: list[transfer.Place] = ["cls", "pooled"]
+PLACES: list[zero_shot.Place] = ["cls", "pooled"]
 
 
 @pytest.fixture
@@ -57,24 +58,24 @@ def test_the_mean_vector_is_that_of_texts_read_one_by_one(parts: Classifier, att
         "pooled": torch.stack([one.pooler_output[0] for one in alone]).mean(dim=0),
     }
     for place in PLACES:
-        found = transfer.mean_vector(parts, encoded(parts, "en"), SETTINGS, place)
+        found = zero_shot.mean_vector(parts, encoded(parts, "en"), SETTINGS, place)
         torch.testing.assert_close(found, expected[place], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_language_is_moved_onto_the_training_language_which_stays(parts: Classifier, place: transfer.Place) -> None:
-    means = {name: transfer.mean_vector(parts, encoded(parts, name), SETTINGS, place) for name in TEXTS}
-    moved = transfer.shifts(means, ["en"])
+def test_a_language_is_moved_onto_the_training_language_which_stays(parts: Classifier, place: zero_shot.Place) -> None:
+    means = {name: zero_shot.mean_vector(parts, encoded(parts, name), SETTINGS, place) for name in TEXTS}
+    moved = zero_shot.shifts(means, ["en"])
     assert float(moved["en"].abs().max()) == 0
     assert float(moved["it"].abs().max()) > 1e-3
-    with transfer.centred(parts, moved["it"], place):
-        found = transfer.mean_vector(parts, encoded(parts, "it"), SETTINGS, place)
+    with zero_shot.centred(parts, moved["it"], place):
+        found = zero_shot.mean_vector(parts, encoded(parts, "it"), SETTINGS, place)
     torch.testing.assert_close(found, means["en"], atol=1e-5, rtol=1e-4)
 
 
 def test_several_training_languages_are_moved_onto_their_common_mean() -> None:
     means = {"en": torch.tensor([1.0, 0.0]), "de": torch.tensor([3.0, 2.0]), "it": torch.tensor([0.0, 0.0])}
-    found = {language: shift.tolist() for language, shift in transfer.shifts(means, ["en", "de"]).items()}
+    found = {language: shift.tolist() for language, shift in zero_shot.shifts(means, ["en", "de"]).items()}
     assert found == {"en": [1.0, 1.0], "de": [-1.0, -1.0], "it": [2.0, 1.0]}
 
 
@@ -85,7 +86,7 @@ def test_behind_the_pooler_centring_adds_the_same_to_each_texts_logits_and_befor
     plain = log_probabilities(parts, "en")
     apart = {}
     for place in PLACES:
-        with transfer.centred(parts, shift, place):
+        with zero_shot.centred(parts, shift, place):
             change = log_probabilities(parts, "en") - plain
         change -= change[:, :1]  # softmax forgets what all labels have in common
         assert np.abs(change).max() > 1e-3
@@ -94,16 +95,16 @@ def test_behind_the_pooler_centring_adds_the_same_to_each_texts_logits_and_befor
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_after_the_block_the_model_is_as_it_was_even_after_an_error(parts: Classifier, place: transfer.Place) -> None:
+def test_after_the_block_the_model_is_as_it_was_even_after_an_error(parts: Classifier, place: zero_shot.Place) -> None:
     plain = log_probabilities(parts, "it")
 
     def fail() -> None:
-        with transfer.centred(parts, torch.ones(parts.width), place):
+        with zero_shot.centred(parts, torch.ones(parts.width), place):
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    transfer.mean_vector(parts, encoded(parts, "en"), SETTINGS, place)
+    zero_shot.mean_vector(parts, encoded(parts, "en"), SETTINGS, place)
     np.testing.assert_array_equal(log_probabilities(parts, "it"), plain)
 
 
@@ -111,9 +112,9 @@ def test_a_model_without_a_pooler_is_refused_by_name(parts: Classifier) -> None:
     config = DistilBertConfig(vocab_size=50, dim=8, hidden_dim=8, n_layers=1, n_heads=2, num_labels=3)
     other = dataclasses.replace(parts, model=DistilBertForSequenceClassification(config))
     with pytest.raises(UserError, match="centring=cls: DistilBERT has no vector there") as caught:
-        transfer.mean_vector(other, encoded(parts, "en"), SETTINGS, "cls")
+        zero_shot.mean_vector(other, encoded(parts, "en"), SETTINGS, "cls")
     assert caught.value.code == Exit.USAGE
-    assert len(transfer.mean_vector(other, encoded(parts, "en"), SETTINGS, "pooled")) == 8
+    assert len(zero_shot.mean_vector(other, encoded(parts, "en"), SETTINGS, "pooled")) == 8
 
 
 # Self-training
@@ -128,9 +129,9 @@ SURE = np.array(
 
 
 def test_the_surest_rows_are_kept_as_many_of_each_label() -> None:
-    assert transfer.confident(SURE, 0.9).tolist() == [0, 4, 5, 7]
-    assert transfer.confident(SURE, 0.97).tolist() == [0, 4]
-    assert transfer.confident(SURE, 0.995).tolist() == []
+    assert zero_shot.confident(SURE, 0.9).tolist() == [0, 4, 5, 7]
+    assert zero_shot.confident(SURE, 0.97).tolist() == [0, 4]
+    assert zero_shot.confident(SURE, 0.995).tolist() == []
 
 
 def test_a_pseudo_labelled_split_looks_like_one_that_was_read(tmp_path: Path) -> None:
@@ -138,32 +139,32 @@ def test_a_pseudo_labelled_split_looks_like_one_that_was_read(tmp_path: Path) ->
     file = str(write_csv(tmp_path / "it.csv", rows))
     read, unlabelled = read_split("it", file, DataConfig()), read_split("it", file, DataConfig(), labelled=False)
     for split in (read, unlabelled):  # labels that stand there are not looked at
-        pseudo, told = transfer.pseudo_label(split, SURE, LABELS, 0.9)
+        pseudo, told = zero_shot.pseudo_label(split, SURE, LABELS, 0.9)
         assert pseudo is not None
         assert list(pseudo.rows.features.items()) == list(read.rows.features.items())  # or they could not be joined
         assert pseudo.ids() == ["i0", "i4", "i5", "i7"]
         assert pseudo.labels() == ["account", "delivery", "delivery", "account"]
         assert pseudo.where(1) == f"{file}:6"
         assert told == {"texts": 8, "kept": 4, "by_label": {"account": 2, "delivery": 2}, "threshold": 0.9}
-    nothing, told = transfer.pseudo_label(unlabelled, SURE, LABELS, 0.999)
+    nothing, told = zero_shot.pseudo_label(unlabelled, SURE, LABELS, 0.999)
     assert (nothing, told["kept"]) == (None, 0)
 
 
 def test_texts_with_several_labels_are_refused() -> None:
     split = from_lines("it", ["a"] * 8)
     with pytest.raises(UserError, match="one label each") as caught:
-        transfer.pseudo_label(split, SURE, LabelMap(LABELS.names, multi_label=True), 0.9)
+        zero_shot.pseudo_label(split, SURE, LabelMap(LABELS.names, multi_label=True), 0.9)
     assert caught.value.code == Exit.USAGE
 
 
 def test_texts_of_the_test_sets_are_left_out_and_counted() -> None:
     unlabelled = from_lines("it", ["Il  pacco", "altro", "la carta", "ancora"])
     tests = [from_lines("test", ["il pacco", "no"]), from_lines("test", ["la carta", "il pacco"])]
-    rest, leaked = transfer.without_tests(unlabelled, tests)
+    rest, leaked = zero_shot.without_tests(unlabelled, tests)
     assert (rest.texts(), leaked) == (["altro", "ancora"], 2)
-    assert transfer.without_tests(unlabelled, [])[1] == 0
+    assert zero_shot.without_tests(unlabelled, [])[1] == 0
     with pytest.raises(UserError, match="every unlabelled text stands in test") as caught:
-        transfer.without_tests(tests[0], tests[:1])
+        zero_shot.without_tests(tests[0], tests[:1])
     assert caught.value.code == Exit.BAD_DATA
 
 
@@ -180,7 +181,7 @@ def test_self_training_learns_words_that_no_labelled_row_has(tmp_path: Path) -> 
     test = toy(tmp_path, "test", target)
     trained: list[list[int]] = []
 
-    def fit(splits: Sequence[Split]) -> transfer.Score:
+    def fit(splits: Sequence[Split]) -> zero_shot.Score:
         trained.append([len(split) for split in splits])
         texts = [text for split in splits for text in split.texts()]
         gold = np.concatenate([LABELS.encode(split) for split in splits])
@@ -188,7 +189,7 @@ def test_self_training_learns_words_that_no_labelled_row_has(tmp_path: Path) -> 
         return lambda split: model.predict_proba(split.texts())
 
     unlabelled = {"it": toy(tmp_path, "unlabelled", [*mixed, target[0]])}
-    score, record = transfer.self_train(source, unlabelled, [test], fit, LABELS, 0.8)
+    score, record = zero_shot.self_train(source, unlabelled, [test], fit, LABELS, 0.8)
     kept = record["it"]["kept"]
     assert trained == [[60], [60, kept]]
     assert record["it"]["texts"] == 300
@@ -201,7 +202,7 @@ def test_self_training_learns_words_that_no_labelled_row_has(tmp_path: Path) -> 
 def test_a_model_that_is_sure_of_nothing_is_told_so(tmp_path: Path) -> None:
     source = toy(tmp_path, "source", toy_rows(6))
     with pytest.raises(UserError, match=r"sure of no unlabelled text at 0\.9") as caught:
-        transfer.self_train(
+        zero_shot.self_train(
             source, {"it": source}, [], lambda _: lambda split: np.full((len(split), 3), 1 / 3), LABELS, 0.9
         )
     assert caught.value.code == Exit.USAGE

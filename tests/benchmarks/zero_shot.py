@@ -1,7 +1,7 @@
-"""Methods that may help a classifier in languages that it was not trained on; each works alone.
+"""What transfer_methods.py tries for languages that training does not see, and what has not helped.
 
 Centring moves the mean vector of a language onto that of the training languages; self-training adds texts that the
-model itself labelled. Not training the word embeddings is `finetune.optim.freeze`'s.
+model itself labelled.
 """
 
 import hashlib
