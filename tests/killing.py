@@ -77,6 +77,13 @@ def encoder_decoder(folder: Path, architecture: str) -> Case:
     return Case(folder, ("seq2seq", f"network.architecture={architecture}", *PAIRS))
 
 
+def summaries(folder: Path, *family: str) -> Case:
+    """Return the training of a model of any family that writes the label of a text."""
+    columns = ("task=transduction", "data.source_column=text", "data.target_column=label")
+    lengths = ("max_source_length=24", "max_target_length=8", "generation.max_new_tokens=8", "generation.num_beams=2")
+    return Case(folder, ("summarization", *family, *columns, *lengths))
+
+
 def pretraining(folder: Path) -> Case:
     """Return the pretraining of a model on text of two languages and their pairs, with updates of both kinds."""
 

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from killing import Case, classifier, end_after, language_model, pretraining
+from killing import Case, classifier, end_after, language_model, pretraining, summaries
 
 from finetune import checkpoint
 
@@ -21,6 +21,13 @@ def test_a_pretraining_that_is_killed_hides_the_same_tokens_and_ends_with_the_sa
 
 def test_a_language_model_that_is_killed_ends_with_the_model_of_an_uninterrupted_one(tmp_path: Path) -> None:
     killed_and_straight(language_model(tmp_path / "straight"), language_model(tmp_path / "killed"), 1)
+
+
+def test_summaries_by_a_language_model_that_is_killed_are_those_of_an_uninterrupted_one(
+    tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    family = f"model={tiny_gpt2}"
+    killed_and_straight(summaries(tmp_path / "straight", family), summaries(tmp_path / "killed", family), 1)
 
 
 def killed_and_straight(one: Case, killed: Case, kills: int) -> None:

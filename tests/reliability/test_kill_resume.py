@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from calling import call
-from killing import classifier, encoder_decoder, end_after, start
+from killing import classifier, encoder_decoder, end_after, start, summaries
 
 from finetune.errors import Exit
 
 pytestmark = pytest.mark.reliability
 KILLS = 10
+SCRATCH = ("network.hidden_size=16", "network.intermediate_size=32", "network.dropout=0.3", "vocabulary.vocab_size=90")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,21 @@ def test_kills_change_nothing_of_an_encoder_decoder(architecture: str, tmp_path:
     straight = encoder_decoder(tmp_path / "straight", architecture).finish()
     case = encoder_decoder(tmp_path / "killed", architecture)
     for seconds in np.random.default_rng(3).uniform(0.0, 0.12, 3):
+        code, errors = end_after(case, float(seconds))
+        assert code == -signal.SIGKILL, errors
+    assert case.finish() == straight
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["copy", "bert2gpt"])
+def test_kills_change_nothing_of_summaries(family: str, tiny_model: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
+    made_as = {
+        "copy": ("architecture=seq2seq", "copy=true", *SCRATCH),
+        "bert2gpt": ("architecture=bert2gpt", f"encoder={tiny_model}", f"decoder={tiny_gpt2}"),
+    }[family]
+    straight = summaries(tmp_path / "straight", *made_as).finish()
+    case = summaries(tmp_path / "killed", *made_as)
+    for seconds in np.random.default_rng(5).uniform(0.0, 0.12, 3):
         code, errors = end_after(case, float(seconds))
         assert code == -signal.SIGKILL, errors
     assert case.finish() == straight
