@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -519,6 +520,10 @@ def test_long_prompts_lose_their_beginning_and_completions_stay_whole(tiny_gpt2:
     assert text == "end>abc"
     assert len(row) == 9  # 8 are read, 8 predicted
     assert found.prompt.tolist() == [5]
-    strict = TextDataConfig(prompt_column="p", completion_column="c", on_long="error")
-    with pytest.raises(UserError, match=r"give data\.on_long=truncate or skip"):
-        routes.completions(split, encoder, routes.Reading.of(8, None, strict, 48))
+    for reads in (routes.completions, routes.coded):  # in training, and in validation, test and evaluate
+        strict = TextDataConfig(prompt_column="p", completion_column="c", on_long="error")
+        with pytest.raises(UserError, match=r"long\.jsonl:1 has .*\n?give data\.on_long=truncate or skip") as caught:
+            reads(split, encoder, routes.Reading.of(8, None, strict, 48))
+        assert caught.value.code == Exit.BAD_DATA
+    skipping = replace(data, on_long="skip")
+    assert len(routes.coded(split, encoder, routes.Reading.of(8, None, skipping, 48)).rows) == 1  # all are scored

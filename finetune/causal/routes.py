@@ -135,7 +135,8 @@ def prompts_of(split: Split, data: TextDataConfig) -> list[str]:
 def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading) -> Material:
     """Code all splits; train is cut into blocks, or is prompts with completions row by row.
 
-    Raises UserError (65) for a training text that is shorter than one block or, with on_long=error, a row that is long.
+    Raises UserError (65) for a training text that is shorter than one block or, with on_long=error, a row that is long
+    in any split.
     """
     train = splits["train"]
     figures: dict[str, Any] = {}
@@ -165,10 +166,14 @@ def _check_size(train: Split, tokens: int, window: int) -> None:
 
 
 def coded(split: Split, encoder: TextEncoder, reading: Reading) -> Texts:
-    """Code the texts of a split that are to be predicted; a long completion is read in windows like a document."""
+    """Code the texts of a split that are to be predicted; a long completion is read in windows like a document.
+
+    No row is left out: under on_long=skip the prompt of a long one is cut. Raises UserError (65) for one under error.
+    """
     if reading.data.has_prompts:
-        kept = replace(reading, data=replace(reading.data, on_long="truncate"))
-        found = completions(split, encoder, kept)
+        if reading.data.on_long == "skip":
+            reading = replace(reading, data=replace(reading.data, on_long="truncate"))
+        found = completions(split, encoder, reading)
         return Texts(split.ids(), split.targets(), found.rows, found.prompt, _before(split, reading.data))
     rows = [np.array([encoder.end, *row, encoder.end]) for row in encoder.encode(split.texts())]
     first = np.ones(len(rows), dtype=np.int64)
