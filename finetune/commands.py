@@ -217,9 +217,10 @@ def generate(
     if tell is not None and (len(prompts) > 1 or settings.num_return_sequences > 1 or settings.num_beams > 1):
         raise UserError(Exit.USAGE, "--stream shows one text as it is written; give one prompt, and no beams")
     start = language_models.load_trained(folder.model)
-    after = config.data.between if config.data.has_prompts else ""
+    completes = config.data.has_prompts
+    after = config.data.between if completes else ""
     given = [prompt + after if prompt else "" for prompt in prompts]
-    written = generation.write(start.model.network, start.tokenizer, given, settings, config.seed, tell)
+    written = generation.write(start, given, settings, config.seed, tell, completes=completes)
     writing.say_written(folder, written, settings.max_new_tokens)
     return [
         {"prompt": prompt, "seed": config.seed, "texts": texts, "seconds": written.seconds}

@@ -233,13 +233,11 @@ def test_the_perplexity_of_a_text_is_after_its_prompt(pretrained_run: Ended) -> 
 def test_equal_prompts_get_samples_of_their_own(tiny_gpt2: Path) -> None:
     start = load_trained(tiny_gpt2)
     config = GenerationConfig(max_new_tokens=8)
-    _, own = writing.one_each(start, ["a", "b", "a", "a"], config, 1)
-    three = generation.write(
-        start.model.network, start.tokenizer, ["a", "b"], GenerationConfig(max_new_tokens=8, num_return_sequences=3), 1
-    )
+    _, own = writing.one_each(start, ["a", "b", "a", "a"], config, 1, completes=False)
+    three = generation.write(start, ["a", "b"], GenerationConfig(max_new_tokens=8, num_return_sequences=3), 1)
     assert own == [three.texts[0][0], three.texts[1][0], three.texts[0][1], three.texts[0][2]]
     assert len(set(own)) == 4
-    _, own = writing.one_each(start, ["a", "a"], GenerationConfig(max_new_tokens=8, temperature=0), 1)
+    _, own = writing.one_each(start, ["a", "a"], GenerationConfig(max_new_tokens=8, temperature=0), 1, completes=False)
     assert own[0] == own[1]
 
 

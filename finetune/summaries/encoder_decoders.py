@@ -139,7 +139,7 @@ class EncoderDecoderWriter:
         target = self.tokenizers.target
         return Pen(
             self.network, lambda rows: generation.decoder_of(self.network, rows), int(self.target.after[-1]),
-            lambda tokens: generation.decoded(target, tokens).strip(),
+            lambda tokens: generation.decoded(target, tokens).lstrip(),
         )  # fmt: skip
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:

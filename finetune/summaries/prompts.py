@@ -86,7 +86,7 @@ class PromptWriter:
             found.before = [row[-1:] for row in rows]  # what may not be repeated is of the text, not of its source
             return found
 
-        return Pen(network, decoder, self.start.end, lambda tokens: generation.decoded(tokenizer, tokens).strip())
+        return Pen(network, decoder, self.start.end, lambda tokens: generation.decoded(tokenizer, tokens).lstrip())
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of sources."""

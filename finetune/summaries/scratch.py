@@ -107,7 +107,7 @@ class ScratchWriter:
         def decoder(rows: Rows) -> Decoder:
             return OwnDecoder(self.parts.model, rows)
 
-        return Pen(self.parts.model, decoder, EOS, lambda tokens: decode(vocabulary, [tokens])[0].strip())
+        return Pen(self.parts.model, decoder, EOS, lambda tokens: decode(vocabulary, [tokens])[0].lstrip())
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of sources, without special ones."""
