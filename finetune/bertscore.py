@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune import hardware, pretrained, significance
 from finetune.data.batching import evaluation_batches, pad
@@ -77,7 +77,8 @@ class Meter:
 def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
     """Load the BERT of a folder, Hub name or shipped checkpoint; no name: none.
 
-    Raises UserError as `pretrained.locate` does, and 65 for a model that reads no text by itself.
+    Raises UserError as `pretrained.locate` does, and 65 for a model that reads no text by itself, or from left to right
+    alone: there a piece knows nothing of what follows it.
     """
     if name is None:
         return None
@@ -85,8 +86,13 @@ def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
         source = pretrained.locate(name)
         tokenizer = pretrained.load_tokenizer(source)
         model = pretrained.load_model(AutoModel, source, tokenizer)
+        fault = ""
         if model.config.is_encoder_decoder:
-            what = f"model={name} ({type(model).__name__}) is an encoder-decoder"
+            fault = "is an encoder-decoder"
+        elif type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING or model.config.is_decoder:
+            fault = "is no model that fills gaps, which reads a text from both sides"
+        if fault:
+            what = f"model={name} ({type(model).__name__}) {fault}"
             raise UserError(Exit.BAD_DATA, f"{what}; give a BERT, e.g. mini-mbert")
     return Meter(name, source.identity, model.eval().to(hardware.device_type(use_cpu)), tokenizer)
 
