@@ -21,7 +21,7 @@ JUDGED_BY = "accuracy"
 SAME_FOR_ALL = ("recipe", "task", "model", "definitions", "baseline", "baselines")  # parts of a result that seeds share
 KEPT_OF_FIRST = (
     "system", "labels", "language", "judged_on", "rows", "skipped_rows", "skipped_turns", "resolution", "parameters",
-    "signatures", "ceiling",
+    "signatures", "oracle_extract",
 )  # fmt: skip
 OF_CHOSEN = ("errors", "written", "summaries", "bertscore")  # diagnostics of the best seed, not of all
 
