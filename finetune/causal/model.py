@@ -40,7 +40,7 @@ class DropoutConfig:
 class ShapeConfig(DropoutConfig):
     """The shape of a model with random weights."""
 
-    hidden_size: Count = field(256, "width; this and the next three are for random weights alone (no model)")
+    hidden_size: Count = field(256, "width; this and the next three are for random weights, and refused with a model")
     num_hidden_layers: Count = field(6, "layers")
     num_attention_heads: Count = field(4, "heads of a layer")
     max_position_embeddings: Count | None = field(

@@ -23,7 +23,9 @@ class VocabularyConfig:
     """Whether a vocabulary is learnt from train, and how."""
 
     train: bool | None = field(None, "learn one; null: yes without a model, else that of the model")
-    vocab_size: Annotated[int, Field(ge=SMALLEST)] = field(16_000, "entries at most, with bytes and end-of-text")
+    vocab_size: Annotated[int, Field(ge=SMALLEST)] = field(
+        16_000, "entries at most, with bytes and end-of-text; this and the next are refused with a model"
+    )
     min_frequency: Annotated[int, Field(gt=0)] = field(2, "a pair of pieces that is joined is seen so often")
 
 
