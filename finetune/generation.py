@@ -94,6 +94,24 @@ class GenerationConfig:
         return count
 
 
+def as_transformers(config: GenerationConfig) -> dict[str, Any]:
+    """Return the settings as transformers.GenerationConfig has them, but those that look at what was written before.
+
+    There they look at the prompt of a decoder-only model, too; and stop strings need the tokenizer.
+    """
+    told: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams, "do_sample": config.samples,
+    }  # fmt: skip
+    if config.min_new_tokens:
+        told["min_new_tokens"] = config.min_new_tokens
+    if config.num_beams > 1:
+        told |= {"length_penalty": config.length_penalty, "early_stopping": False}
+    if config.samples:
+        told |= {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+        told |= {"min_p": config.min_p or None, "typical_p": config.typical_p}
+    return told
+
+
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """One text as tokens, without the end-of-text token, and its log-probability (in a search: over its length)."""
@@ -507,9 +525,7 @@ def write(
     started = time.perf_counter()
     network, tokenizer = start.model.network, start.tokenizer
     coded, cut = encode(start, prompts, config, completes=completes)
-    pen = Pen(
-        network, lambda rows: CausalDecoder(network, rows), start.end, lambda tokens: decoded(tokenizer, tokens)
-    )
+    pen = Pen(network, lambda rows: CausalDecoder(network, rows), start.end, lambda tokens: decoded(tokenizer, tokens))
     listen = None if tell is None else _Teller(pen, config, tell)
     written = write_rows(pen, coded, config, seed, listen)
     if listen is not None:
