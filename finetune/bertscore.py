@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune import hardware, pretrained, significance
-from finetune.data.batching import evaluation_batches, pad
+from finetune.data.batching import evaluation_batches, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.significance import Sample
 from finetune.text_evaluation import TextPredictions
@@ -126,15 +126,14 @@ def _vectors(meter: Meter, texts: Sequence[str]) -> list[Tensor]:
     coded = meter.tokenizer(
         list(texts), truncation=True, max_length=meter.longest, return_special_tokens_mask=True, padding=False
     )
-    rows = [np.array(row, dtype=np.int64) for row in coded["input_ids"]]
+    rows: list[list[int]] = coded["input_ids"]
     pieces = [torch.tensor(mask) == 0 for mask in coded["special_tokens_mask"]]
     lengths = np.array([len(row) for row in rows])
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     device = meter.model.device
     for chosen in evaluation_batches(lengths, ROWS_AT_ONCE, TOKENS_AT_ONCE):
-        tokens = pad([rows[row] for row in chosen], int(meter.tokenizer.pad_token_id or 0))
-        seen = torch.arange(tokens.shape[1])[None] < torch.from_numpy(lengths[chosen])[:, None]
-        hidden = meter.model(input_ids=tokens.to(device), attention_mask=seen.to(device)).last_hidden_state
+        tokens, real = pad_and_mask([rows[row] for row in chosen], int(meter.tokenizer.pad_token_id or 0))
+        hidden = meter.model(input_ids=tokens.to(device), attention_mask=real.to(device)).last_hidden_state
         for row, vectors in zip(chosen, functional.normalize(hidden.float(), dim=-1).cpu(), strict=True):
             found[row] = vectors[: lengths[row]][pieces[row]]
     return found

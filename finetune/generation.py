@@ -21,6 +21,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 from finetune.causal.model import Start
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
+from finetune.data.batching import pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.seq2seq.search import (
     UNIFORM_STEPS,
@@ -211,13 +212,7 @@ class EncoderDecoder:
     def __init__(self, network: PreTrainedModel, sources: Sequence[Sequence[int]]) -> None:
         self.network = network
         self.before: Sequence[Sequence[int]] = [first_tokens(network)] * len(sources)
-        longest = max(map(len, sources))
-        self._source = torch.zeros(len(sources), longest, dtype=torch.long)
-        self._mask = torch.zeros(len(sources), longest, dtype=torch.bool)
-        for row, source in enumerate(sources):
-            self._source[row, : len(source)] = torch.tensor(source)
-            self._mask[row, : len(source)] = True
-        self._source, self._mask = self._source.to(network.device), self._mask.to(network.device)
+        self._source, self._mask = (part.to(network.device) for part in pad_and_mask(sources, 0))
         self._states = torch.empty(0)  # (rows, source, dim), once they are there
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 

@@ -29,7 +29,7 @@ from finetune import cpu, generation, hardware, pretrained
 from finetune.causal.model import WRITERS, auto_learning_rate
 from finetune.causal.packing import IGNORED
 from finetune.causal.tokenizer import TextEncoder
-from finetune.data.batching import Batch, Examples, pad
+from finetune.data.batching import Batch, Examples, pad, pad_and_mask
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.generation import GenerationConfig, Pen
 from finetune.pretrained import Source
@@ -156,11 +156,10 @@ class EncoderDecoderWriter:
         lengths = np.array([[len(one), len(other) - 1] for one, other in zip(reads, writes, strict=True)])
 
         def make(chosen: np.ndarray) -> Batch:
-            source = pad([reads[row] for row in chosen], 0)
-            real = [np.ones(len(reads[row]), dtype=np.int32) for row in chosen]
+            source, real = pad_and_mask([reads[row] for row in chosen], 0)
             tensors = {
                 "source": source,
-                "source_mask": pad(real, 0) == 1,
+                "source_mask": real,
                 "target": pad([writes[row][:-1] for row in chosen], 0),
                 "labels": pad([writes[row][1:] for row in chosen], IGNORED),
             }

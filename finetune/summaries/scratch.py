@@ -31,7 +31,7 @@ class OwnDecoder:
         self.model = model
         self.before: Sequence[Sequence[int]] = [[BOS]] * len(sources)
         device = next(model.parameters()).device
-        source = pad([np.array(row) for row in sources], PAD).to(device)
+        source = pad(sources, PAD).to(device)
         self._memory = model.encode(source, source != PAD)
         self._state = model.start(self._memory)
 
