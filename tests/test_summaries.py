@@ -232,7 +232,8 @@ def test_gpt2_is_asked_for_the_target_alone_and_may_repeat_the_source(begin: Beg
     assert list(model.source.after) == code([" ="])[0]
     batch = writer.encode(model, split(["ab"], ["c"]), "truncate").examples.collate(np.array([0]))
     assert batch.tensors["input_ids"].tolist() == [[0, *code(["ab = c"])[0]]]
-    assert batch.tensors["labels"].tolist() == [[-100] * 4 + [*code([" c"])[0], 0]]
+    assert batch.tensors["gold"].tolist() == [*code([" c"])[0], 0]
+    assert batch.tensors["places"].tolist() == [4, 5, 6]
     (row,) = [model.source.around(code([SOURCES[0]])[0][: model.source.room])]
     decoder = model.pen.decoder([row])
     assert [list(part) for part in decoder.before] == [row[-1:]]
