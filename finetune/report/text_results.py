@@ -38,7 +38,10 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
         "task": task.name,
         "model": found.model,
         "scores": {name: score(part) for name, part in found.system.predictions.items()},
-        "diagnostics": told(found, judged) | {"language": task.language} | diagnosis | dict(found.diagnostics),
+        "diagnostics": told(found.system, found.splits, judged)
+        | {"language": task.language}
+        | diagnosis
+        | dict(found.diagnostics),
         "seconds": dict(found.seconds),
         "throughput": dict(found.throughput),
         "definitions": {name: text_metrics.DEFINITIONS[name] for name in task.metrics},
