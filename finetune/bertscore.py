@@ -15,10 +15,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune import hardware, pretrained, significance
-from finetune.data.batching import evaluation_batches, pad
+from finetune.data.batching import evaluation_batches, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.significance import Sample
 from finetune.text_evaluation import TextPredictions
@@ -77,7 +77,8 @@ class Meter:
 def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
     """Load the BERT of a folder, Hub name or shipped checkpoint; no name: none.
 
-    Raises UserError as `pretrained.locate` does, and 65 for a model that reads no text by itself.
+    Raises UserError as `pretrained.locate` does, and 65 for a model that reads no text by itself, or from left to right
+    alone: there a piece knows nothing of what follows it.
     """
     if name is None:
         return None
@@ -85,8 +86,13 @@ def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
         source = pretrained.locate(name)
         tokenizer = pretrained.load_tokenizer(source)
         model = pretrained.load_model(AutoModel, source, tokenizer)
+        fault = ""
         if model.config.is_encoder_decoder:
-            what = f"model={name} ({type(model).__name__}) is an encoder-decoder"
+            fault = "is an encoder-decoder"
+        elif type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING or model.config.is_decoder:
+            fault = "is no model that fills gaps, which reads a text from both sides"
+        if fault:
+            what = f"model={name} ({type(model).__name__}) {fault}"
             raise UserError(Exit.BAD_DATA, f"{what}; give a BERT, e.g. mini-mbert")
     return Meter(name, source.identity, model.eval().to(hardware.device_type(use_cpu)), tokenizer)
 
@@ -120,15 +126,14 @@ def _vectors(meter: Meter, texts: Sequence[str]) -> list[Tensor]:
     coded = meter.tokenizer(
         list(texts), truncation=True, max_length=meter.longest, return_special_tokens_mask=True, padding=False
     )
-    rows = [np.array(row, dtype=np.int64) for row in coded["input_ids"]]
+    rows: list[list[int]] = coded["input_ids"]
     pieces = [torch.tensor(mask) == 0 for mask in coded["special_tokens_mask"]]
     lengths = np.array([len(row) for row in rows])
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     device = meter.model.device
     for chosen in evaluation_batches(lengths, ROWS_AT_ONCE, TOKENS_AT_ONCE):
-        tokens = pad([rows[row] for row in chosen], int(meter.tokenizer.pad_token_id or 0))
-        seen = torch.arange(tokens.shape[1])[None] < torch.from_numpy(lengths[chosen])[:, None]
-        hidden = meter.model(input_ids=tokens.to(device), attention_mask=seen.to(device)).last_hidden_state
+        tokens, real = pad_and_mask([rows[row] for row in chosen], int(meter.tokenizer.pad_token_id or 0))
+        hidden = meter.model(input_ids=tokens.to(device), attention_mask=real.to(device)).last_hidden_state
         for row, vectors in zip(chosen, functional.normalize(hidden.float(), dim=-1).cpu(), strict=True):
             found[row] = vectors[: lengths[row]][pieces[row]]
     return found

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune import cpu, hardware, pretrained
-from finetune.data.batching import Batch, Examples, evaluation_batches, pad
+from finetune.data.batching import Batch, Examples, evaluation_batches, pad, pad_and_mask
 from finetune.data.columns import LabelMap
 from finetune.data.encode import Encoded
 from finetune.errors import Exit, UserError, did_you_mean
@@ -161,9 +161,8 @@ def collate(
 
     def make(chosen: np.ndarray) -> Batch:
         ids = [encoded.example(index) for index in chosen]
-        tensors = {"input_ids": pad(ids, tokenizer.pad_token_id, multiple)}
-        lengths = torch.from_numpy(lengths_of_all[chosen])
-        tensors["attention_mask"] = (torch.arange(tensors["input_ids"].shape[1]) < lengths[:, None]).long()
+        padded, real = pad_and_mask(ids, tokenizer.pad_token_id, multiple)
+        tensors = {"input_ids": padded, "attention_mask": real.long()}
         if encoded.types is not None and "token_type_ids" in tokenizer.model_input_names:
             tensors["token_type_ids"] = pad([encoded.example_types(index) for index in chosen], 0, multiple)
         if targets is not None:

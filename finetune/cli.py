@@ -38,6 +38,8 @@ SourceColumn = Annotated[str | None, typer.Option("--source-column", help="colum
 TargetColumn = Annotated[str | None, typer.Option("--target-column", help="column of the target in the file")]
 Encoding = Annotated[str | None, typer.Option("--encoding", help="encoding of the file, if not that of train")]
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="column separator of the file")]
+PROMPTS = "file of prompts, in place of --prompt: a row each, of .txt what stands between blank lines"
+STOP = "end before this text; \\n is a line end, \\t a tab, \\\\ a backslash; may come often"
 OnEmpty = Annotated[str | None, typer.Option("--on-empty", help="error or skip: rows without text or gold")]
 
 
@@ -210,7 +212,7 @@ def predict(
 def generate(
     run: Annotated[str, typer.Argument(help="folder of a run that writes, of its model, or mini-gpt2")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="text to go on from; may come often")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="file of prompts, in place of --prompt")] = None,
+    input: Annotated[str | None, typer.Option("--input", help=PROMPTS)] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="longest text")] = None,
     min_new_tokens: Annotated[int | None, typer.Option("--min-new-tokens", help="shortest text")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0: the most probable token")] = None,
@@ -219,7 +221,7 @@ def generate(
     min_p: Annotated[float | None, typer.Option("--min-p", help="least share of the best token's probability")] = None,
     typical_p: Annotated[float | None, typer.Option("--typical-p", help="draw among typical tokens")] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", help="above 1: repeat less")
+        float | None, typer.Option("--repetition-penalty", help="above 1: a token of prompt or text costs more")
     ] = None,
     no_repeat_ngram_size: Annotated[int | None, typer.Option("--no-repeat-ngram-size", help="0: may repeat")] = None,
     num_beams: Annotated[int | None, typer.Option("--num-beams", help="search with so many beams")] = None,
@@ -227,7 +229,7 @@ def generate(
         float | None, typer.Option("--length-penalty", help="of a search; 0: short texts")
     ] = None,
     num_return_sequences: Annotated[int | None, typer.Option("--num-return-sequences", help="texts a prompt")] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="end before this text; \\n is a line end")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help=STOP)] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="of what is drawn")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="print the text as it is written")] = False,
     quality: Annotated[
@@ -243,6 +245,7 @@ def generate(
     """
     _quiet_environment()
     from finetune import commands, terminal
+    from finetune.config import unescaped
 
     prompts = input if prompt is None else prompt
     if prompts is None or (prompt is not None and input is not None):
@@ -257,22 +260,22 @@ def generate(
     }  # fmt: skip
     reading = [f"generation.{name}={value}" for name, value in given.items() if value is not None]
     if stop:
-        texts = [text.replace("\\n", "\n") for text in stop]
-        reading.append(f"generation.stop_strings={json.dumps(texts, ensure_ascii=False)}")
+        ends = [unescaped(text) for text in stop]
+        reading.append(f"generation.stop_strings={json.dumps(ends, ensure_ascii=False)}")
     reading += [] if seed is None else [f"seed={seed}"]
     found = commands.generate(run, prompts, reading, _print_piece if stream else None)
-    described = commands.quality(run, [text for row in found for text in row["texts"]]) if quality else None
+    texts = [text for row in found for text in row["texts"]]
     if as_json:
         rows = found[0] if len(found) == 1 and prompt is not None else found
-        return _print_json(rows if described is None else {"generated": found, "quality": described})
+        return _print_json({"generated": found, "quality": commands.quality(run, texts)} if quality else rows)
     if stream:
         _print("")
     else:
         _print_generated(found)
-    if described is not None:
+    if quality:
         from finetune.report.writing import figures_lines
 
-        for number, text in enumerate(figures_lines(described["figures"])):
+        for number, text in enumerate(figures_lines(commands.quality(run, texts)["figures"])):
             _print(terminal.line("" if number else "quality", text))
     return None
 

@@ -215,11 +215,15 @@ def generate(
     for prompt in prompts:
         _check_encoding("--prompt", prompt)
     if tell is not None and (len(prompts) > 1 or settings.num_return_sequences > 1 or settings.num_beams > 1):
-        raise UserError(Exit.USAGE, "--stream shows one text as it is written; give one prompt, and no beams")
+        each = f"{count(settings.num_return_sequences, 'text')} each, {count(settings.num_beams, 'beam')}"
+        had = f"{count(len(prompts), 'prompt')}, {each}"
+        needs = "give one prompt, --num-return-sequences 1 and --num-beams 1"
+        raise UserError(Exit.USAGE, f"--stream shows one text as it is written, and not {had}\n{needs}")
     start = language_models.load_trained(folder.model)
-    after = config.data.between if config.data.has_prompts else ""
+    completes = config.data.has_prompts
+    after = config.data.between if completes else ""
     given = [prompt + after if prompt else "" for prompt in prompts]
-    written = generation.write(start.model.network, start.tokenizer, given, settings, config.seed, tell)
+    written = generation.write(start, given, settings, config.seed, tell, completes=completes)
     writing.say_written(folder, written, settings.max_new_tokens)
     return [
         {"prompt": prompt, "seed": config.seed, "texts": texts, "seconds": written.seconds}
@@ -230,17 +234,16 @@ def generate(
 def quality(run: str, texts: Sequence[str]) -> dict[str, Any]:
     """Describe texts that a run wrote: {"texts", "figures", "definitions"}.
 
-    What they copy is counted where the files that the run was trained on are still there.
+    What they copy is counted where the run's training files can still be read; else a warning says why not.
     """
     folder, _, config = _trained(run, ())
     train = None
     if config.data.train is not None:
         try:
             split = _read("train", config.data.train, config.data)
-        except UserError as error:
-            if error.code != Exit.NO_INPUT:
-                raise
-            folder.say("note", f"{error}: what is copied from train is not counted")
+        except UserError as error:  # which must not cost the texts
+            why = str(error).partition("\n")[0]
+            folder.say("warning", f"{why}: what is copied from train is not counted")
         else:
             train, part = routes.affordable(split.targets() if config.data.has_prompts else split.texts())
             if part > 1:

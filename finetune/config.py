@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -133,6 +134,11 @@ def resolve_name(key: str, leaves: dict[str, Setting], notes: list[str], where: 
 def to_tree(config: Any) -> dict[str, Any]:
     """Return a configuration as nested dicts of plain values, every field resolved."""
     return typing.cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
+
+
+def unescaped(text: str) -> str:
+    """Return a text of the command line or of a setting with its \\n, \\t and \\\\ as line end, tab and backslash."""
+    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[1]], text)
 
 
 def to_yaml(tree: dict[str, Any]) -> str:

@@ -18,10 +18,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.causal.model import Start
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
+from finetune.data.batching import pad_and_mask
 from finetune.errors import Exit, UserError
-from finetune.pretrained import context_limit
 from finetune.seq2seq.search import (
     UNIFORM_STEPS,
     forbid_repeated_ngrams,
@@ -61,10 +62,12 @@ class GenerationConfig:
         1.0, "of sampling: draw among the tokens with this probability whose surprise is nearest to the expected one"
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = field(
-        1.0, "above 1: a token of the prompt or written before costs more"
+        1.0, "above 1: a token costs more that was written before, or stands in the prompt (a source does not count)"
     )
-    no_repeat_ngram_size: NotNegative = field(0, "no so many tokens in a row come twice; 0: they may")
-    stop_strings: list[str] = field(list, "a text ends before the first of these")
+    no_repeat_ngram_size: NotNegative = field(
+        0, "no so many tokens in a row come twice in a prompt with its text (a source does not count); 0: they may"
+    )
+    stop_strings: list[str] = field(list, "a text ends before the first of these behind its first min_new_tokens")
     num_return_sequences: Positive = field(1, "texts written for a prompt")
 
     @property
@@ -90,6 +93,24 @@ class GenerationConfig:
         if beams == 1 and temperature == 0 and count > 1:
             raise ValueError("temperature=0 writes one text alone; give a temperature above 0, or num_beams")
         return count
+
+
+def as_transformers(config: GenerationConfig) -> dict[str, Any]:
+    """Return the settings as transformers.GenerationConfig has them, but those that look at what was written before.
+
+    There they look at the prompt of a decoder-only model, too; and stop strings need the tokenizer.
+    """
+    told: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams, "do_sample": config.samples,
+    }  # fmt: skip
+    if config.min_new_tokens:
+        told["min_new_tokens"] = config.min_new_tokens
+    if config.num_beams > 1:
+        told |= {"length_penalty": config.length_penalty, "early_stopping": False}
+    if config.samples:
+        told |= {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+        told |= {"min_p": config.min_p or None, "typical_p": config.typical_p}
+    return told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +212,7 @@ class EncoderDecoder:
     def __init__(self, network: PreTrainedModel, sources: Sequence[Sequence[int]]) -> None:
         self.network = network
         self.before: Sequence[Sequence[int]] = [first_tokens(network)] * len(sources)
-        longest = max(map(len, sources))
-        self._source = torch.zeros(len(sources), longest, dtype=torch.long)
-        self._mask = torch.zeros(len(sources), longest, dtype=torch.bool)
-        for row, source in enumerate(sources):
-            self._source[row, : len(source)] = torch.tensor(source)
-            self._mask[row, : len(source)] = True
-        self._source, self._mask = self._source.to(network.device), self._mask.to(network.device)
+        self._source, self._mask = (part.to(network.device) for part in pad_and_mask(sources, 0))
         self._states = torch.empty(0)  # (rows, source, dim), once they are there
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
@@ -258,18 +273,19 @@ def generate(
     Returns num_return_sequences texts of each, in order. `decode` turns tokens into text, for stop_strings. `listen` is
     told the tokens of each step, (rows,). Raises UserError 70 where the model's logits are not finite.
     """
-    found, _ = _generate(decoder_of(network, prompts), prompts, _Rules(config, end, seed, decode), listen)
-    return found
+    rules = _Rules(config, end, seed, decode, range(config.num_return_sequences))
+    return _generate(decoder_of(network, prompts), prompts, rules, listen)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rules:
-    """What may come next and what ends a text."""
+    """What may come next and what ends a text, and which samples of each prompt are drawn, by their numbers."""
 
     config: GenerationConfig
     end: int
     seed: int
     decode: Callable[[Sequence[int]], str]
+    numbers: range
 
     def scores(self, logits: Tensor, history: Tensor, written: int) -> Tensor:
         """Return log-probabilities (rows, vocab), -inf for what may not come; history (rows, time) has NOTHING."""
@@ -295,7 +311,7 @@ class _Rules:
 
     def stops(self, tokens: Sequence[int]) -> bool:
         """Tell whether a text is over because a stop string stands in it."""
-        return bool(self.config.stop_strings) and any(stop in self.decode(tokens) for stop in self.config.stop_strings)
+        return _before_stop(self.decode, tokens, self.config)[1]
 
 
 @torch.inference_mode()
@@ -322,14 +338,14 @@ def _draw(
     decoder: Decoder, logits: Tensor, prompts: Sequence[Sequence[int]], rules: _Rules, listen: Listener | None
 ) -> tuple[list[list[Generated]], int]:
     """Write token by token, the most probable one or one that is drawn."""
-    config, copies = rules.config, rules.config.num_return_sequences
+    config, copies = rules.config, len(rules.numbers)
     history = _histories(decoder.before, copies, logits.device)
     before = history.shape[1]
     if copies > 1:
         rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(copies)
         decoder.select(rows)
         logits = logits[rows]
-    uniform = _uniform(prompts, config, rules.seed, logits.device) if config.samples else None
+    uniform = _uniform(prompts, rules, logits.device) if config.samples else None
     number = torch.arange(len(history), device=logits.device)
     total = torch.zeros(len(history), dtype=torch.float64, device=logits.device)
     found: dict[int, Generated] = {}
@@ -365,7 +381,7 @@ def _over(history: Tensor, before: int, written: int, rules: _Rules) -> Tensor:
     over = history[:, -1] == rules.end
     if written == rules.config.max_new_tokens:
         return torch.ones_like(over)
-    if rules.config.stop_strings and written >= rules.config.min_new_tokens:
+    if rules.config.stop_strings and written > rules.config.min_new_tokens:
         stopped = [rules.stops(row) for row in history[:, before:].tolist()]
         over = over | torch.tensor(stopped, device=over.device)
     return over
@@ -401,13 +417,13 @@ def keep_typical(logits: Tensor, mass: float) -> Tensor:
     return logits.masked_fill(torch.zeros_like(removed).scatter(1, order, removed), -math.inf)
 
 
-def _uniform(prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int, device: torch.device) -> Tensor:
+def _uniform(prompts: Sequence[Sequence[int]], rules: _Rules, device: torch.device) -> Tensor:
     """Return uniform numbers from [0, 1) for each text and step, (texts, steps): streams of seed, prompt and number."""
     streams = []
     for prompt in prompts:
-        for copy in range(config.num_return_sequences):
-            random = np.random.default_rng([seed, copy, len(prompt), *prompt])
-            streams.append(random.integers(0, UNIFORM_STEPS, config.max_new_tokens) / UNIFORM_STEPS)
+        for number in rules.numbers:
+            random = np.random.default_rng([rules.seed, number, len(prompt), *prompt])
+            streams.append(random.integers(0, UNIFORM_STEPS, rules.config.max_new_tokens) / UNIFORM_STEPS)
     return torch.from_numpy(np.stack(streams)).to(device)
 
 
@@ -472,7 +488,7 @@ def _ends(history: Tensor, parent: Tensor, token: Tensor, places: tuple[int, int
     over = token == rules.end
     if written == rules.config.max_new_tokens:
         return torch.ones_like(over)
-    if rules.config.stop_strings and written >= rules.config.min_new_tokens:
+    if rules.config.stop_strings and written > rules.config.min_new_tokens:
         rows = torch.cat([history[parent.flatten(), before:], token.view(-1, 1)], dim=1).tolist()
         over = over | torch.tensor([rules.stops(row) for row in rows], device=over.device).view_as(over)
     return over
@@ -492,23 +508,20 @@ class Pen:
 
 
 def write(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], config: GenerationConfig,
-    seed: int, tell: Callable[[str], None] | None = None,
+    start: Start, prompts: Sequence[str], config: GenerationConfig, seed: int,
+    tell: Callable[[str], None] | None = None, *, completes: bool = False,
 ) -> Written:  # fmt: skip
     """Continue prompts, in batches of similar lengths; an empty one begins after the end-of-text token, as all do.
 
-    A prompt that leaves no room for max_new_tokens in the model's context loses its beginning; of an encoder-decoder,
-    which takes the prompts as sources, one that is longer than it reads loses its end. `tell` is given each piece of
-    the text of a single prompt as it is written. Raises UserError (2) where max_new_tokens is itself too long.
+    A prompt that leaves no room for max_new_tokens in the model's context loses its beginning; `completes` says that
+    the model has learnt completions (see `encode`). `tell` is given each piece of the text of a single prompt as it is
+    written. Raises UserError (2) where max_new_tokens is itself too long.
     """
     started = time.perf_counter()
-    reads = encode_sources if network.config.is_encoder_decoder else encode
-    coded, cut = reads(tokenizer, prompts, config, context_limit(network.config, tokenizer))
-    pen = Pen(
-        network, lambda rows: decoder_of(network, rows), int(tokenizer.eos_token_id),
-        lambda tokens: decoded(tokenizer, tokens),
-    )  # fmt: skip
-    listen = None if tell is None else _Teller(tokenizer, config, pen.end, tell)
+    network, tokenizer = start.model.network, start.tokenizer
+    coded, cut = encode(start, prompts, config, completes=completes)
+    pen = Pen(network, lambda rows: CausalDecoder(network, rows), start.end, lambda tokens: decoded(tokenizer, tokens))
+    listen = None if tell is None else _Teller(pen, config, tell)
     written = write_rows(pen, coded, config, seed, listen)
     if listen is not None:
         listen.finish()
@@ -520,21 +533,21 @@ def write_rows(
 ) -> Written:
     """Write after rows of tokens, prompts or sources, in batches of similar lengths; texts come in the rows' order."""
     started = time.perf_counter()
-    rules = _Rules(config, pen.end, seed, pen.decode)
-    found: dict[int, list[Generated]] = {}
+    found: list[list[Generated]] = [[] for _ in coded]
     cache, was_training = 0, pen.network.training
     pen.network.eval()  # a training leaves dropout on
-    for batch in _batches(coded, config, next(pen.network.parameters()).device.type):
+    for batch, numbers in _batches(coded, config, next(pen.network.parameters()).device.type):
         rows = [coded[place] for place in batch]
+        rules = _Rules(config, pen.end, seed, pen.decode, numbers)
         texts, most = _generate(pen.decoder(rows), rows, rules, listen)
         cache = max(cache, most)
-        found |= dict(zip(batch, texts, strict=True))
+        for place, several in zip(batch, texts, strict=True):
+            found[place] += several
     pen.network.train(was_training)
-    ordered = [found[place] for place in range(len(coded))]
     return Written(
-        texts=[[_stopped(rules.decode(one.tokens), config) for one in several] for several in ordered],
-        scores=[[one.score for one in several] for several in ordered],
-        tokens=sum(len(one.tokens) for several in ordered for one in several),
+        texts=[[_before_stop(pen.decode, one.tokens, config)[0] for one in several] for several in found],
+        scores=[[one.score for one in several] for several in found],
+        tokens=sum(len(one.tokens) for several in found for one in several),
         seconds=time.perf_counter() - started, cut=0, cache_bytes=cache,
     )  # fmt: skip
 
@@ -549,24 +562,20 @@ def predicted_rows(ids: Sequence[str], prompts: Sequence[str], written: Written)
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], config: GenerationConfig, context: int
+    start: Start, prompts: Sequence[str], config: GenerationConfig, *, completes: bool
 ) -> tuple[list[list[int]], int]:
     """Return the tokens of prompts behind an end-of-text token, cut on the left where they are too long, and count
-    those; raises UserError (2) where max_new_tokens is beyond the context."""
-    check_longest(config, context)
-    room = context - config.max_new_tokens + 1  # the last token that is written is never read
-    encoder = TextEncoder(tokenizer)
-    rows = [[encoder.end, *row] for row in encoder.encode(prompts)]
-    return [row[-room:] for row in rows], sum(len(row) > room for row in rows)
+    those; raises UserError (2) where max_new_tokens is beyond the context.
 
-
-def encode_sources(
-    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], config: GenerationConfig, context: int
-) -> tuple[list[list[int]], int]:
-    """Return the tokens of sources, with the special ones that the model knows them by, cut on the right where they are
-    too long, and count those; raises UserError (2) where max_new_tokens is beyond the context."""
-    check_longest(config, context)
-    return TextEncoder(tokenizer).encode_sources(sources, context)
+    What has lost its beginning is read as in training: of a model that `completes` prompts a cut one stands behind the
+    end-of-text token too; one of documents has read their middle parts at the start of its blocks, without it.
+    """
+    check_longest(config, start.context)
+    room = start.context - config.max_new_tokens + 1  # the last token that is written is never read
+    rows = [[start.end, *row] for row in TextEncoder(start.tokenizer).encode(prompts)]
+    kept = 1 if completes else 0
+    cut = [row if len(row) <= room else [*row[:kept], *row[len(row) - room + kept :]] for row in rows]
+    return cut, sum(len(row) > room for row in rows)
 
 
 def check_longest(config: GenerationConfig, context: int) -> None:
@@ -581,46 +590,62 @@ def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _stopped(text: str, config: GenerationConfig) -> str:
-    ends = [place for stop in config.stop_strings if (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+def _before_stop(
+    decode: Callable[[Sequence[int]], str], tokens: Sequence[int], config: GenerationConfig
+) -> tuple[str, bool]:
+    """Return the text of tokens up to the first stop string, and whether there is one.
+
+    One that begins in the first min_new_tokens tokens ends nothing, as the end-of-text token cannot come there.
+    """
+    text = decode(tokens)
+    if not config.stop_strings:
+        return text, False
+    shortest = len(decode(tokens[: config.min_new_tokens]))
+    ends = [place for stop in config.stop_strings if (place := text.find(stop, shortest)) >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
 
 
-def _batches(coded: Sequence[Sequence[int]], config: GenerationConfig, device: str) -> Iterator[list[int]]:
-    """Yield the numbers of prompts that are continued together: similar lengths, as many as fit."""
+def _batches(
+    coded: Sequence[Sequence[int]], config: GenerationConfig, device: str
+) -> Iterator[tuple[list[int], range]]:
+    """Yield which prompts are continued together, and which of their texts: similar lengths, as many as fit.
+
+    The samples of a prompt that are too many for one batch have several.
+    """
     width = max(config.num_beams, config.num_return_sequences)
-    most = TOKENS_AT_ONCE.get(device, TOKENS_AT_ONCE["cuda"])
+    most, every = TOKENS_AT_ONCE.get(device, TOKENS_AT_ONCE["cuda"]), range(config.num_return_sequences)
     batch: list[int] = []
     for place in sorted(range(len(coded)), key=lambda place: -len(coded[place])):
-        size = len(coded[batch[0] if batch else place]) + config.max_new_tokens
-        if batch and (len(batch) + 1) * width * size > most:
-            yield batch
+        fit = max(1, most // (len(coded[batch[0] if batch else place]) + config.max_new_tokens))  # texts
+        if config.samples and width > fit:  # the longest prompts come first: no batch has begun
+            yield from (([place], every[first : first + fit]) for first in every[::fit])
+            continue
+        if batch and (len(batch) + 1) * width > fit:
+            yield batch, every
             batch = []
         batch.append(place)
     if batch:
-        yield batch
+        yield batch, every
 
 
 class _Teller:
     """Gives the text of one prompt away piece by piece, holding back what may be half a character or a stop string."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, end: int, tell: Callable[[str], Any]
-    ) -> None:
-        self.tokenizer, self.config, self.end, self.tell = tokenizer, config, end, tell
+    def __init__(self, pen: Pen, config: GenerationConfig, tell: Callable[[str], Any]) -> None:
+        self.pen, self.config, self.tell = pen, config, tell
         self.tokens: list[int] = []
         self.told = 0
 
     def __call__(self, token: Tensor) -> None:
         """Take the newest token."""
-        self.tokens += [one for one in token.tolist() if one != self.end]
-        text = _stopped(decoded(self.tokenizer, self.tokens), self.config)
+        self.tokens += [one for one in token.tolist() if one != self.pen.end]
+        text, _ = _before_stop(self.pen.decode, self.tokens, self.config)
         held = max((self._begun(text, stop) for stop in self.config.stop_strings), default=0)
         self._give(text[: len(text) - held].rstrip("\ufffd"))
 
     def finish(self) -> None:
         """Give what was held back."""
-        self._give(_stopped(decoded(self.tokenizer, self.tokens), self.config))
+        self._give(_before_stop(self.pen.decode, self.tokens, self.config)[0])
 
     def _give(self, text: str) -> None:
         if len(text) > self.told:

@@ -20,6 +20,11 @@ FEATURES = 2**20
 WORK = 300_000  # products for one question; beyond it the commonest n-grams, which tell least, are left out
 BLOCK_PAIRS = 8_000_000  # pairs of sources compared at a time: about 100 MB
 SUMMARIES = "summarization"
+ORACLE = "greedy oracle extract"
+ORACLE_DEFINITION = (
+    "Sentences of the source that are chosen one by one while ROUGE-1 F1 with a reference rises. It knows the "
+    "reference, so it is no baseline; it is no bound either: other sentences together may score more."
+)
 
 
 class TextBaseline(Protocol):
@@ -164,10 +169,11 @@ class Centroid:
 
 
 def oracle_extracts(sources: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:
-    """Return for each source the sentences whose ROUGE-1 F1 with a reference is best, chosen greedily.
+    """Return for each source sentences that raise ROUGE-1 F1 with a reference, chosen one by one: the greedy oracle.
 
-    It reads the references, so it is a ceiling of extracts and never a baseline to beat. Of several references the one
-    that can be met best counts; a source that shares no word with any gives an empty text.
+    It reads the references, so it is never a baseline to beat; nor is it a bound, for other sentences together may do
+    better. Of several references the one that is met best counts; a source that shares no word with any gives an empty
+    text.
     """
     return [_oracle(sentences(source), several) for source, several in zip(sources, references, strict=True)]
 

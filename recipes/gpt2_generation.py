@@ -90,7 +90,8 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Go on from each text, or write the completion of each prompt: one row each, in order."""
     start = load_trained(run.model)
     prompts = routes.prompts_of(inputs, config.data)
-    written = generation.write(start.model.network, start.tokenizer, prompts, config.generation, config.seed)
+    completes = config.data.has_prompts
+    written = generation.write(start, prompts, config.generation, config.seed, completes=completes)
     writing.say_written(run, written, config.generation.max_new_tokens)
-    given = inputs.sources() if config.data.has_prompts else prompts
+    given = inputs.sources() if completes else prompts
     return generation.predicted_rows(inputs.ids(), given, written)

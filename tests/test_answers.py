@@ -13,7 +13,6 @@ from calling import call, done, private_cache, read_jsonl
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from finetune import config as configuration
-from finetune.causal.packing import IGNORED
 from finetune.data.sequences import read_split
 from finetune.summaries import families, writer
 from recipes import PRESETS
@@ -43,8 +42,7 @@ def framed(config: Config, file: Path) -> tuple[Any, writer.Coded]:
 def asked(tokenizer: Any, coded: writer.Coded, row: int = 0) -> tuple[str, str]:
     """Return what GPT-2 reads of a row, and what it is asked for."""
     batch = coded.examples.collate(np.array([row])).tensors
-    labels = batch["labels"][0]
-    return tokenizer.decode(batch["input_ids"][0]), tokenizer.decode(labels[labels != IGNORED])
+    return tokenizer.decode(batch["input_ids"][0]), tokenizer.decode(batch["gold"])
 
 
 def test_question_and_context_become_a_prompt_and_the_loss_is_of_the_answer_alone(
@@ -60,8 +58,9 @@ def test_question_and_context_become_a_prompt_and_the_loss_is_of_the_answer_alon
     assert batch.items == len(tokenizer(" me")["input_ids"]) + 1
     with torch.no_grad():
         before = float(model.plain_loss(model.model, batch))
-        batch.tensors["labels"][batch.tensors["labels"] == IGNORED] = 5
-        assert float(model.plain_loss(model.model, batch)) > before  # what is not ignored would count
+        stream = torch.cat([batch.tensors["input_ids"][0], batch.tensors["gold"][-1:]])
+        batch.tensors.update(places=torch.arange(len(stream) - 1), gold=stream[1:])
+        assert float(model.plain_loss(model.model, batch)) > before  # the prompt would count
 
 
 def test_a_long_context_loses_its_end_and_keeps_question_and_answer(tmp_path: Path, tiny_gpt2: Path) -> None:

@@ -13,6 +13,7 @@ from finetune.data.batching import (
     cut_by_tokens,
     evaluation_batches,
     pad,
+    pad_and_mask,
     padded_tokens,
     share,
 )
@@ -128,6 +129,9 @@ def test_padding_is_on_the_right_up_to_the_longest_row_or_its_multiple() -> None
     assert pad(rows, 9, multiple=8).shape == (2, 8)
     assert pad(rows, 9, multiple=3).shape == (2, 3)
     assert pad(rows, 9).dtype == torch.int64
+    tokens, real = pad_and_mask([[1, 2, 3], rows[1], [9]], 9, multiple=4)
+    assert tokens.tolist() == [[1, 2, 3, 9], [4, 9, 9, 9], [9, 9, 9, 9]]
+    assert real.tolist() == [[True] * 3 + [False], [True] + [False] * 3, [True] + [False] * 3]
 
 
 def test_the_token_budget_counts_both_sides_once_padded() -> None:

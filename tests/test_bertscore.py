@@ -1,5 +1,7 @@
 """BERTScore by hand, against a plain computation, and as figures with intervals."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +101,16 @@ def test_a_meter_stays_on_the_device_that_is_asked_for(tiny_model: Path, monkeyp
         assert meter.model.device.type == device
 
 
-def test_no_name_is_no_meter_and_what_cannot_measure_is_refused(tmp_path: Path) -> None:
+def test_no_name_is_no_meter_and_what_cannot_measure_is_refused(
+    tmp_path: Path, tiny_gpt2: Path, tiny_model: Path
+) -> None:
     assert bertscore.load(None) is None
+    shutil.copytree(tiny_model, tmp_path / "decoder")
+    stored = json.loads((tmp_path / "decoder" / "config.json").read_text())
+    (tmp_path / "decoder" / "config.json").write_text(json.dumps(stored | {"is_decoder": True}))
     for name, code, mentions in (
+        (str(tiny_gpt2), Exit.BAD_DATA, r"\(GPT2Model\) is no model that fills gaps.*; give a BERT"),
+        (str(tmp_path / "decoder"), Exit.BAD_DATA, r"\(BertModel\) is no model that fills gaps"),
         (str(tiny.bart(tmp_path / "bart")), Exit.BAD_DATA, "is an encoder-decoder; give a BERT"),
         ("./nowhere", Exit.NO_INPUT, "no such folder"),
     ):

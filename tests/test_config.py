@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from finetune.config import configclass, field, json_schema, load, read_yaml, settings, to_tree, to_yaml, yaml_value
+from finetune.config import (
+    configclass,
+    field,
+    json_schema,
+    load,
+    read_yaml,
+    settings,
+    to_tree,
+    to_yaml,
+    unescaped,
+    yaml_value,
+)
 from finetune.errors import Exit, UserError
 
 
@@ -332,6 +343,10 @@ def test_null_unsets_a_setting(text: str) -> None:
 
 def test_null_is_text_where_a_setting_cannot_be_nothing() -> None:
     assert loaded("data.label=None").data.label == "None"
+
+
+def test_only_escapes_that_are_known_are_turned() -> None:
+    assert unescaped(r"\n\t|\\n\\\t \x \ ") == "\n\t|\\n\\\t \\x \\ "
 
 
 def test_a_short_name_works_and_is_answered_with_the_full_one(yaml_file: Any) -> None:

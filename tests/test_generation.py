@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -28,8 +26,9 @@ from transformers.generation.logits_process import MinPLogitsWarper, TypicalLogi
 
 from finetune import config as configuration
 from finetune import generation
+from finetune.causal.model import Start, load_trained
 from finetune.errors import Exit, UserError
-from finetune.generation import Generated, GenerationConfig, keep_at_least, keep_typical, write
+from finetune.generation import Generated, GenerationConfig, Pen, keep_at_least, keep_typical, write
 
 PROMPTS = [[0, 40, 41, 42], [0, 7], [0], [0, 90, 12, 13, 14, 15, 16], [0, 200, 201]]
 
@@ -40,8 +39,13 @@ def network(tiny_gpt2: Path) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_gpt2: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tiny_gpt2)
+def start(tiny_gpt2: Path) -> Start:
+    return load_trained(tiny_gpt2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(start: Start) -> PreTrainedTokenizerBase:
+    return start.tokenizer
 
 
 def run(
@@ -195,13 +199,11 @@ def test_shortest_length_and_ngrams_are_kept_to(network: PreTrainedModel) -> Non
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_text_ends_before_a_stop_string(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, beams: int
-) -> None:
+def test_a_text_ends_before_a_stop_string(start: Start, beams: int) -> None:
     config = GenerationConfig(max_new_tokens=20, temperature=0, num_beams=beams)
-    (whole,) = write(network, tokenizer, ["a b"], config, 1).texts[0]
+    (whole,) = write(start, ["a b"], config, 1).texts[0]
     stop = whole[4:6]
-    written = write(network, tokenizer, ["a b"], dataclasses.replace(config, stop_strings=["\0\0\0", stop]), 1)
+    written = write(start, ["a b"], dataclasses.replace(config, stop_strings=["\0\0\0", stop]), 1)
     (short,) = written.texts[0]
     assert stop not in short
     if beams == 1:
@@ -209,18 +211,40 @@ def test_a_text_ends_before_a_stop_string(
         assert written.tokens < 20
 
 
-def test_a_stream_is_the_text_in_pieces(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_stop_string_in_the_shortest_text_ends_nothing(start: Start, beams: int) -> None:
+    # No token comes twice, so that a letter stands where it stands alone.
+    config = GenerationConfig(max_new_tokens=20, temperature=0, num_beams=beams, no_repeat_ngram_size=1)
+    (whole,) = write(start, ["a b"], config, 1).texts[0]
+    assert whole.startswith("XR")
+    assert whole.index("!") > 8
+    asked = dataclasses.replace(config, min_new_tokens=6, stop_strings=["R", "!"])
+    pieces: list[str] = []
+    (short,) = write(start, ["a b"], asked, 1, pieces.append if beams == 1 else None).texts[0]
+    assert short.startswith("XR")
+    assert "!" not in short
+    if beams == 1:
+        assert short == "".join(pieces) == whole[: whole.index("!")]
+    for shortest in (2, 20):  # R is the second token
+        asked = dataclasses.replace(config, min_new_tokens=shortest, stop_strings=["R"])
+        assert write(start, ["a b"], asked, 1).texts == [[whole]]
+    asked = dataclasses.replace(config, min_new_tokens=1, stop_strings=["R"])
+    assert "R" not in write(start, ["a b"], asked, 1).texts[0][0]
+
+
+def test_a_stream_is_the_text_in_pieces(start: Start) -> None:
     for stops in ([], ["e", "\ufffd\ufffd"]):
         config = GenerationConfig(max_new_tokens=30, stop_strings=stops)
         pieces: list[str] = []
-        (text,) = write(network, tokenizer, ["hello"], config, 3, pieces.append).texts[0]
+        (text,) = write(start, ["hello"], config, 3, pieces.append).texts[0]
         assert "".join(pieces) == text
     assert len(pieces) >= 1
 
 
 def test_a_stream_holds_back_half_a_character(tokenizer: PreTrainedTokenizerBase) -> None:
     pieces: list[str] = []
-    teller = generation._Teller(tokenizer, GenerationConfig(), 0, pieces.append)
+    pen = Pen(torch.nn.Identity(), lambda rows: None, 0, lambda tokens: generation.decoded(tokenizer, tokens))  # type: ignore[arg-type, return-value]
+    teller = generation._Teller(pen, GenerationConfig(), pieces.append)
     for token in tokenizer("aé🙂")["input_ids"]:
         teller(torch.tensor([token]))
     teller.finish()
@@ -228,50 +252,68 @@ def test_a_stream_holds_back_half_a_character(tokenizer: PreTrainedTokenizerBase
 
 
 def test_an_empty_prompt_begins_a_text_and_a_long_one_loses_its_beginning(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    start: Start, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     config = GenerationConfig(max_new_tokens=9, temperature=0)
-    first = write(network, tokenizer, [""], config, 1)
+    first = write(start, [""], config, 1)
     assert first.cut == 0
     assert first.texts[0][0] == tokenizer.decode(theirs(network, [0], max_new_tokens=9)[0])
     long = "abcdefghij" * 6
-    rows, cut = generation.encode(tokenizer, [long, long[:39], long[:40]], config, 48)
+    rows, cut = generation.encode(start, [long, long[:39], long[:40]], config, completes=False)
     assert cut == 2
     assert [len(row) for row in rows] == [40, 40, 40]  # 40 read, 8 of 9 read again: 48
-    assert tokenizer.decode(rows[0]) == long[-40:]
-    assert write(network, tokenizer, [long], config, 1).cut == 1
+    assert tokenizer.decode(rows[0]) == long[-40:]  # as the middle of a document in training
+    rows, cut = generation.encode(start, [long, long[:39], long[:40]], config, completes=True)
+    assert cut == 2
+    assert [(len(row), row[0], row.count(0)) for row in rows] == [(40, 0, 1)] * 3  # as a cut prompt in training
+    assert tokenizer.decode(rows[0][1:]) == long[-39:]
+    assert write(start, [long], config, 1).cut == 1
 
 
-def test_more_new_tokens_than_the_model_reads_are_refused(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    assert len(write(network, tokenizer, [""], GenerationConfig(max_new_tokens=48, min_new_tokens=48), 1).texts) == 1
+def test_more_new_tokens_than_the_model_reads_are_refused(start: Start) -> None:
+    assert len(write(start, [""], GenerationConfig(max_new_tokens=48, min_new_tokens=48), 1).texts) == 1
     with pytest.raises(UserError, match="max_new_tokens=49 is more than the 48 tokens") as caught:
-        write(network, tokenizer, [""], GenerationConfig(max_new_tokens=49), 1)
+        write(start, [""], GenerationConfig(max_new_tokens=49), 1)
     assert caught.value.code == Exit.USAGE
 
 
-def test_several_batches_give_texts_in_order(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_batches_give_texts_in_order(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["a", "hello there", "", "xyz", "hello"]
     config = GenerationConfig(max_new_tokens=6, num_return_sequences=2)
-    once = write(network, tokenizer, prompts, config, 1)
+    once = write(start, prompts, config, 1)
     monkeypatch.setattr(generation, "TOKENS_AT_ONCE", {"cpu": 30, "cuda": 30})
-    assert write(network, tokenizer, prompts, config, 1).texts == once.texts
+    assert write(start, prompts, config, 1).texts == once.texts
     assert once.cache_bytes > 0
     assert once.tokens > 0
 
 
-def test_nothing_is_dropped_while_a_model_in_training_writes(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_the_samples_of_a_prompt_are_no_more_at_once_than_fit(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    step = generation.CausalDecoder.step
+
+    def counted(self: generation.CausalDecoder, tokens: torch.Tensor) -> torch.Tensor:
+        rows.append(len(tokens))
+        return step(self, tokens)
+
+    config = GenerationConfig(max_new_tokens=6, num_return_sequences=11)
+    once = write(start, ["ab", "", "c"], config, 1)
+    monkeypatch.setattr(generation.CausalDecoder, "step", counted)
+    monkeypatch.setattr(generation, "TOKENS_AT_ONCE", {"cpu": 40, "cuda": 40})
+    several = write(start, ["ab", "", "c"], config, 1)
+    assert several.texts == once.texts
+    assert len({text for texts in once.texts for text in texts}) == 33
+    assert max(rows) <= 40 // 7  # an empty prompt has one token
+    assert several.tokens == once.tokens
+
+
+def test_nothing_is_dropped_while_a_model_in_training_writes(start: Start) -> None:
+    network = start.model.network
     assert network.config.resid_pdrop > 0
     config = GenerationConfig(max_new_tokens=12, temperature=0)
-    expected = write(network, tokenizer, ["ab", "c"], config, 1)
+    expected = write(start, ["ab", "c"], config, 1)
     network.train()
     try:
-        found = write(network, tokenizer, ["ab", "c"], config, 1)
+        found = write(start, ["ab", "c"], config, 1)
         assert network.training
     finally:
         network.eval()
@@ -416,18 +458,3 @@ def test_a_text_begins_with_the_language_that_is_forced(reader: PreTrainedModel)
             answers(reader, SOURCES)
     finally:
         reader.generation_config.decoder_start_token_id, reader.config.decoder_start_token_id = start, of_config
-
-
-def test_sources_keep_their_special_tokens_and_lose_their_end(tokenizer: PreTrainedTokenizerBase) -> None:
-    around = copy.deepcopy(tokenizer)
-    around.backend_tokenizer.post_processor = TemplateProcessing(
-        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
-    )
-    config = GenerationConfig(max_new_tokens=4)
-    rows, cut = generation.encode_sources(around, ["ab", "a" * 8, "<|endoftext|>"], config, 8)
-    assert [len(row) for row in rows] == [3, 8, 8]
-    assert {row[-1] for row in rows} == {0}
-    assert cut == 2
-    assert 0 not in rows[2][:-1]  # what looks like an end inside a text is text
-    with pytest.raises(UserError, match="max_new_tokens=4 is more than the 3 tokens"):
-        generation.encode_sources(around, ["ab"], config, 3)

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -232,13 +233,11 @@ def test_the_perplexity_of_a_text_is_after_its_prompt(pretrained_run: Ended) -> 
 def test_equal_prompts_get_samples_of_their_own(tiny_gpt2: Path) -> None:
     start = load_trained(tiny_gpt2)
     config = GenerationConfig(max_new_tokens=8)
-    _, own = writing.one_each(start, ["a", "b", "a", "a"], config, 1)
-    three = generation.write(
-        start.model.network, start.tokenizer, ["a", "b"], GenerationConfig(max_new_tokens=8, num_return_sequences=3), 1
-    )
+    _, own = writing.one_each(start, ["a", "b", "a", "a"], config, 1, completes=False)
+    three = generation.write(start, ["a", "b"], GenerationConfig(max_new_tokens=8, num_return_sequences=3), 1)
     assert own == [three.texts[0][0], three.texts[1][0], three.texts[0][1], three.texts[0][2]]
     assert len(set(own)) == 4
-    _, own = writing.one_each(start, ["a", "a"], GenerationConfig(max_new_tokens=8, temperature=0), 1)
+    _, own = writing.one_each(start, ["a", "a"], GenerationConfig(max_new_tokens=8, temperature=0), 1, completes=False)
     assert own[0] == own[1]
 
 
@@ -256,14 +255,32 @@ def test_generate_describes_what_it_wrote(pretrained_run: Ended, tmp_path: Path)
     assert "copied_8" not in plain["quality"]["figures"]  # a folder does not know its training text
 
 
-def test_quality_goes_without_training_files_that_are_gone(
-    pretrained_run: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [Exit.NO_INPUT, Exit.BAD_DATA])
+def test_quality_goes_without_training_files_that_are_gone_or_damaged(
+    pretrained_run: Ended, monkeypatch: pytest.MonkeyPatch, code: Exit
 ) -> None:
     def read(name: str, files: object, config: object) -> object:
-        raise UserError(Exit.NO_INPUT, "train.txt: no such file")
+        raise UserError(code, "train.txt:7 cannot be read\ngive another")
 
     monkeypatch.setattr(commands, "_read", read)
-    assert "copied_8" not in commands.quality(str(pretrained_run[0]), ["a b"])["figures"]
+    asked = ("generate", pretrained_run[0], "--prompt", "the", "--seed", 1)
+    outcome = done(*asked, "--quality")
+    warned = [line for line in outcome.err.splitlines() if line.startswith("warning")]
+    assert warned == ["warning   train.txt:7 cannot be read: what is copied from train is not counted"]
+    assert outcome.out.startswith(done(*asked).out)
+    assert "longest run of words from train" not in outcome.out
+    assert "self-BLEU" in outcome.out
+
+
+def test_texts_are_printed_before_they_are_described(pretrained_run: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
+    def describe(texts: object, train: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "figures_of", describe)
+    asked = ("generate", pretrained_run[0], "--prompt", "the", "--seed", 1)
+    outcome = call(*asked, "--quality")
+    assert outcome.code == Exit.INTERRUPTED
+    assert outcome.out == done(*asked).out
 
 
 def test_generate_cuts_a_long_prompt_with_a_notice_and_refuses_what_cannot_be(pretrained_run: Ended) -> None:
@@ -273,7 +290,8 @@ def test_generate_cuts_a_long_prompt_with_a_notice_and_refuses_what_cannot_be(pr
         (("--temperature", -1), "temperature"),
         (("--top-p", 0), "top_p"),
         (("--max-new-tokens", 65), "max_new_tokens=65 is more than the 64 tokens"),
-        (("--stream", "--num-beams", 2), "--stream shows one text"),
+        (("--stream", "--num-beams", 2), "not 1 prompt, 1 text each, 2 beams"),
+        (("--stream", "--num-return-sequences", 3), "give one prompt, --num-return-sequences 1 and --num-beams 1"),
         (("--stream", "--json"), "leave out --json"),
     ):
         outcome = call("generate", folder, "--prompt", "a", *options)
@@ -377,6 +395,12 @@ def test_gpt2_classifies_through_the_recipe_of_bert_without_a_pad_token(tiny_gpt
         (("data.train={}/train.txt", "data.prompt_column=a", "data.completion_column=b"), "is plain text", 2),
         (("data.train={}/train.txt", "train.metric_for_best_model=los"), "did you mean loss", 2),
         (("data.train={}/train.txt", "vocabulary.train=false"), "needs a model", 2),
+        (
+            ("data.train={}/train.txt", "model={}", "vocabulary.vocab_size=16000"),
+            "network.hidden_size=32 is for random weights: model={} has a network of its own",
+            2,
+        ),
+        (("data.train={}/train.txt", "model={}"), "vocabulary.vocab_size=300 is for random weights: model={}", 2),
         (("data.train={}/train.txt", "network.num_attention_heads=3"), "is no multiple of", 2),
     ],
 )
@@ -388,7 +412,7 @@ def test_what_cannot_be_is_told_before_there_is_a_folder(
     small = [one for one in SMALL if one.partition("=")[0] not in {name.partition("=")[0] for name in given}]
     outcome = call("train", "gpt2_pretraining", *given, *small, f"output_dir={tmp_path}/run")
     assert outcome.code == code, outcome.err
-    assert message in outcome.err
+    assert message.format(texts) in outcome.err
     assert not (tmp_path / "run").exists()
 
 
@@ -474,9 +498,10 @@ def test_a_stop_string_of_the_command_line_may_be_a_line_end(monkeypatch: pytest
         return []
 
     monkeypatch.setattr(commands, "generate", taken)
-    done("generate", "run", "--prompt", "a", "--stop", "\\n", "--stop", "a'\"b", "--seed", 3)
+    ends = ("--stop", "\\n", "--stop", "a'\"b", "--stop", "\\t|", "--stop", "\\\\n")
+    done("generate", "run", "--prompt", "a", *ends, "--seed", 3)
     settings, _ = configuration.load(Config, given)
-    assert settings.generation.stop_strings == ["\n", "a'\"b"]
+    assert settings.generation.stop_strings == ["\n", "a'\"b", "\t|", "\\n"]
     assert settings.seed == 3
 
 
@@ -519,6 +544,10 @@ def test_long_prompts_lose_their_beginning_and_completions_stay_whole(tiny_gpt2:
     assert text == "end>abc"
     assert len(row) == 9  # 8 are read, 8 predicted
     assert found.prompt.tolist() == [5]
-    strict = TextDataConfig(prompt_column="p", completion_column="c", on_long="error")
-    with pytest.raises(UserError, match=r"give data\.on_long=truncate or skip"):
-        routes.completions(split, encoder, routes.Reading.of(8, None, strict, 48))
+    for reads in (routes.completions, routes.coded):  # in training, and in validation, test and evaluate
+        strict = TextDataConfig(prompt_column="p", completion_column="c", on_long="error")
+        with pytest.raises(UserError, match=r"long\.jsonl:1 has .*\n?give data\.on_long=truncate or skip") as caught:
+            reads(split, encoder, routes.Reading.of(8, None, strict, 48))
+        assert caught.value.code == Exit.BAD_DATA
+    skipping = replace(data, on_long="skip")
+    assert len(routes.coded(split, encoder, routes.Reading.of(8, None, skipping, 48)).rows) == 1  # all are scored

@@ -1,14 +1,16 @@
 """Packing: nothing is lost or padded, and no token learns anything from another document."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from finetune.causal.model import LanguageModel
+from finetune.causal.model import LanguageModel, loss
 from finetune.causal.packing import (
     IGNORED,
     Completions,
@@ -40,7 +42,9 @@ def network(tiny_gpt2: Path) -> PreTrainedModel:
 def test_each_token_is_predicted_once_and_the_blocks_have_no_padding(length: int) -> None:
     found = blocks(rows_of(DOCUMENTS), length, END)
     batches = [found.collate(np.array([block])) for block in range(len(found.lengths))]
-    labels = [token for batch in batches for token in batch.tensors["labels"][0].tolist()]
+    labels = [token for batch in batches for token in batch.tensors["gold"].tolist()]
+    for batch in batches:
+        assert batch.tensors["places"].tolist() == list(range(batch.tensors["input_ids"].numel()))
     inputs = [token for batch in batches for token in batch.tensors["input_ids"][0].tolist()]
     stream = [token for document in DOCUMENTS for token in [*document, END]]
     assert labels == stream
@@ -52,9 +56,10 @@ def test_each_token_is_predicted_once_and_the_blocks_have_no_padding(length: int
 def test_a_short_last_block_is_padded_with_what_no_loss_reads() -> None:
     found = blocks(rows_of(DOCUMENTS), 7, END, where=lambda document: f"d{document}")
     batch = found.collate(np.arange(len(found.lengths)))
-    assert batch.tensors["labels"].shape == (3, 7)
-    assert batch.tensors["labels"][2].tolist() == [16, 17, END, *[IGNORED] * 4]
-    assert batch.items == int((batch.tensors["labels"] != IGNORED).sum()) == 13 + 4
+    assert batch.tensors["input_ids"].shape == (3, 7)
+    assert batch.tensors["places"].tolist() == [*range(14), 14, 15, 16]
+    assert batch.tensors["gold"][14:].tolist() == [16, 17, END]
+    assert batch.items == 14 + 3
     assert [found.name(block) for block in range(3)] == ["d0", "d2", "d3"]
 
 
@@ -66,10 +71,11 @@ def test_positions_begin_anew_with_each_document_and_block() -> None:
 def test_the_mask_is_that_of_each_document_by_itself() -> None:
     places = torch.tensor([[0, 1, 2, 0, 1, 0]])
     seen = document_mask(places)
-    assert seen is not None
     parts = torch.block_diag(*(torch.ones(size, size).tril() for size in (3, 2, 1))).bool()
     assert torch.equal(seen[0, 0], parts)
-    assert document_mask(torch.tensor([[0, 1, 2], [0, 1, 2]])) is None
+    for documents, several in (([[5, 6, 7]], False), ([[5], [6]], True)):
+        tensors = blocks(rows_of(documents), 4, END).collate(np.array([0])).tensors
+        assert ("position_ids" in tensors) == several  # without them attention takes its faster form
 
 
 def test_a_changed_token_changes_nothing_in_other_documents(network: PreTrainedModel) -> None:
@@ -120,11 +126,39 @@ def test_the_loss_is_the_sum_over_predicted_tokens(network: PreTrainedModel) -> 
             row = torch.tensor([[END, *document, END]])
             logits = network(row[:, :-1]).logits[0]
             expected = expected + functional.cross_entropy(logits, row[0, 1:], reduction="sum")
-        first = {name: tensor[:1, :6] for name, tensor in batch.tensors.items()}
+        first = {name: batch.tensors[name][:1, :6] for name in ("input_ids", "position_ids")}
+        first |= {name: batch.tensors[name][:6] for name in ("places", "gold")}
         assert float(model(**first)) == pytest.approx(float(expected), rel=1e-5)
-        whole = model.losses(**batch.tensors)
-        assert float(model(**batch.tensors)) == pytest.approx(float(whole.sum()), rel=1e-5)
-    assert (whole[batch.tensors["labels"] == IGNORED] == 0).all()
+        alone = blocks(rows_of([[5, 6, 7]]), 4, END).collate(np.array([0])).tensors
+        labels = torch.tensor([[5, IGNORED, 7, END]])
+        each = model.losses(alone["input_ids"], labels)
+        assert (each == 0).tolist() == (labels == IGNORED).tolist()
+        kept = {"places": alone["places"][[0, 2, 3]], "gold": alone["gold"][[0, 2, 3]]}
+        assert float(model(**alone | kept)) == pytest.approx(float(each.sum()), rel=1e-5)
+
+
+class Waits(TorchDispatchMode):
+    """Note what would make a CPU wait for the answer of a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function)
+        chosen = args[1] if name.startswith("aten.index.") else []
+        if any(index is not None and index.dtype == torch.bool for index in chosen):
+            self.found.append(name)
+        if name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal")):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_update_on_several_documents_never_waits_for_an_answer_of_the_device(network: PreTrainedModel) -> None:
+    batch = blocks(rows_of(DOCUMENTS), 20, END).collate(np.array([0]))  # without a mask transformers itself waits
+    with Waits() as waits:
+        loss(LanguageModel(network), batch).backward()
+    assert not waits.found
 
 
 def test_the_loss_of_a_prompt_with_its_completion_is_of_the_completion_alone(network: PreTrainedModel) -> None:
@@ -132,10 +166,9 @@ def test_the_loss_of_a_prompt_with_its_completion_is_of_the_completion_alone(net
     found = Completions(rows, np.array([4, 2]), np.arange(2), 0)
     batch = completion_examples(found, END).collate(np.arange(2))
     assert batch.items == 3 + 2
-    assert batch.tensors["labels"].tolist() == [
-        [IGNORED, IGNORED, IGNORED, 20, 21, END],
-        [IGNORED, 22, END, IGNORED, IGNORED, IGNORED],
-    ]
+    assert batch.tensors["places"].tolist() == [3, 4, 5, 7, 8]
+    assert batch.tensors["gold"].tolist() == [20, 21, END, 22, END]
+    assert "position_ids" not in batch.tensors
     expected = torch.zeros(())
     with torch.no_grad():
         for row, first in zip(rows, found.prompt, strict=True):

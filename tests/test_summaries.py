@@ -185,7 +185,9 @@ def test_bert_with_gpt2_keeps_both_and_draws_the_attention_between_them(
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5", "bert2gpt"])
-@pytest.mark.parametrize("config", [GREEDY, replace(SEARCH, num_return_sequences=1)], ids=["greedy", "search"])
+@pytest.mark.parametrize(
+    "config", [GREEDY, replace(SEARCH, num_return_sequences=1, min_new_tokens=6)], ids=["greedy", "search"]
+)
 def test_transformers_writes_the_same_with_the_saved_folder(
     begin: Begin, tmp_path: Path, kind: str, config: GenerationConfig
 ) -> None:
@@ -200,6 +202,29 @@ def test_transformers_writes_the_same_with_the_saved_folder(
     assert len({several[0] for several in written.texts}) > 1
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        GenerationConfig(max_new_tokens=8, num_beams=3, length_penalty=0.0, min_new_tokens=3),
+        GenerationConfig(max_new_tokens=6, temperature=0.0),
+    ],
+    ids=["search", "greedy"],
+)
+def test_transformers_searches_the_same_with_the_saved_folder_of_gpt2(
+    begin: Begin, tmp_path: Path, config: GenerationConfig
+) -> None:
+    model: PromptWriter = begin("gpt2")
+    model.save(tmp_path, {}, replace(config, no_repeat_ngram_size=3))  # which transformers would look for in the source
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    sources = ["ab", "xyz", "hello", "q"]
+    written = writer.write(model, split(sources, ["x"] * 4), "truncate", config, 1)
+    for text, (own,) in zip(sources, written.texts, strict=True):
+        row = torch.tensor([model.source.around(model.code_sources([text])[0])])
+        found = theirs.generate(row, attention_mask=torch.ones_like(row))[0, row.shape[1] :]
+        assert generation.decoded(model.start.tokenizer, found.tolist()).strip() == own
+    assert len({several[0] for several in written.texts}) > 1
+
+
 def test_gpt2_is_asked_for_the_target_alone_and_may_repeat_the_source(begin: Begin) -> None:
     model: PromptWriter = begin("gpt2", "prompt_end= =", "max_target_length=8", "max_source_length=30")
     code = model.code_sources
@@ -207,7 +232,8 @@ def test_gpt2_is_asked_for_the_target_alone_and_may_repeat_the_source(begin: Beg
     assert list(model.source.after) == code([" ="])[0]
     batch = writer.encode(model, split(["ab"], ["c"]), "truncate").examples.collate(np.array([0]))
     assert batch.tensors["input_ids"].tolist() == [[0, *code(["ab = c"])[0]]]
-    assert batch.tensors["labels"].tolist() == [[-100] * 4 + [*code([" c"])[0], 0]]
+    assert batch.tensors["gold"].tolist() == [*code([" c"])[0], 0]
+    assert batch.tensors["places"].tolist() == [4, 5, 6]
     (row,) = [model.source.around(code([SOURCES[0]])[0][: model.source.room])]
     decoder = model.pen.decoder([row])
     assert [list(part) for part in decoder.before] == [row[-1:]]
@@ -258,9 +284,13 @@ def test_stop_strings_of_a_plain_folder_are_those_of_its_run(begin: Begin, tmp_p
 def test_gpt2_shares_its_context_between_source_and_target(begin: Begin) -> None:
     model: PromptWriter = begin("gpt2")
     assert model.lengths.source + max(model.lengths.target, 8) == 49  # the last token is never read
-    with pytest.raises(UserError, match="max_source_length=42 is more than the 41 tokens") as caught:
-        begin("gpt2", "max_target_length=8", "max_source_length=42")
-    assert caught.value.code == Exit.USAGE
+    for taken in ("max_target_length=9", "generation.max_new_tokens=9"):
+        with pytest.raises(UserError, match=rf"max_source_length=41 and {taken} are more than the 49 tokens") as caught:
+            begin("gpt2", "max_target_length=8", taken, "max_source_length=41")
+        assert caught.value.code == Exit.USAGE
+        assert f"of 40 or less, or a smaller {taken.partition('=')[0]}" in str(caught.value)
+    with pytest.raises(UserError, match=r"max_new_tokens=41 leaves 8 tokens .* which 8 stand; give .*=40 or less"):
+        begin("gpt2", "generation.max_new_tokens=41")  # the start, and 7 letters of prompt_end
     longest = writer.write(begin("gpt2", "max_target_length=8"), split(["x" * 90], ["y"]), "truncate", GREEDY, 1)
     assert longest.cut == 1
 
@@ -383,6 +413,9 @@ def test_a_multilingual_model_begins_with_the_language_as_in_its_pretraining(kin
     writer.write(model, split(), "truncate", GREEDY, 1)
     with pytest.raises(UserError, match=r"model_language=de_DEE: .* no such language; did you mean de_DE"):
         families.begin(settings(f"model={tmp_path}", "model_language=de_DEE"), split())
+    with pytest.raises(UserError, match=r"languages: say in which by model_language=CODE\nknown: .*, de_DE") as told:
+        families.begin(settings(f"model={tmp_path}"), split())
+    assert told.value.code == Exit.USAGE
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a run that writes texts leaves, of summaries also what they are like and how good an extract can be."""
+"""What a run that writes texts leaves, of summaries also what they are like and what a greedy oracle extracts."""
 
 import types
 from typing import Any
@@ -10,7 +10,7 @@ from finetune import text_quality
 from finetune.data.columns import Split
 from finetune.report import text_results
 from finetune.report.results import Conclusion, System
-from finetune.report.text import ceiling_text
+from finetune.report.text import oracle_extract_text
 from finetune.text_evaluation import TASKS, TextPredictions
 
 SOURCES = ["The dog runs. A cat sleeps all day. It rains in Rome.", "Anna met Tom. They ate 3 apples. Then they left."]
@@ -27,7 +27,7 @@ def split(name: str) -> Split:
     return Split(name, Dataset.from_dict(columns), ("f.jsonl",), {})
 
 
-def test_summaries_are_described_beside_the_first_references_and_an_extract_is_their_ceiling() -> None:
+def test_summaries_are_described_beside_the_first_references_and_the_extract_of_a_greedy_oracle() -> None:
     found = text_results.of_summaries(summaries(), ["a cat sleeps in rome"], TASKS["summarization"])
     own, human = found["summaries"]["own"], found["summaries"]["human"]
     assert own["new_numbers"] == 1  # the 4
@@ -37,18 +37,19 @@ def test_summaries_are_described_beside_the_first_references_and_an_extract_is_t
     assert human["novel_1"] == 0
     assert human["mean_words"] == 4
     assert found["summaries"]["definitions"] == text_quality.DEFINITIONS
-    score = found["ceiling"]["scores"]["rouge1"]["value"]
+    score = found["oracle_extract"]["scores"]["rouge1"]["value"]
     assert score == pytest.approx((100 + 600 / 7) / 2)  # the sentence itself; 3 of 4 words and 3
-    assert ceiling_text(found["ceiling"]).startswith(f"oracle extract · rouge1 {score:.1f} [")
+    assert oracle_extract_text(found["oracle_extract"]).startswith(f"greedy oracle extract · rouge1 {score:.1f} [")
+    assert "no bound" in found["oracle_extract"]["definition"]
 
 
 @pytest.mark.parametrize(("task", "told"), [("summarization", True), ("dialogue", False)])
-def test_only_summaries_have_a_ceiling(task: str, told: bool) -> None:
+def test_only_summaries_have_an_oracle_extract(task: str, told: bool) -> None:
     written: dict[str, Any] = {}
     run: Any = types.SimpleNamespace(write_predictions=written.__setitem__, write_results=lambda results: None)
     splits = {name: split(name) for name in ("train", "validation")}
     system = System("Transformer", {"validation": summaries()}, 1.0)
     conclusion = Conclusion("seq2seq", "Transformer 1 x 8", system, [], splits, {"train": 1.0}, {}, {"parameters": 1})
     results = text_results.conclude(run, conclusion, TASKS[task])
-    assert ("ceiling" in results["diagnostics"]) == ("summaries" in results["diagnostics"]) == told
+    assert ("oracle_extract" in results["diagnostics"]) == ("summaries" in results["diagnostics"]) == told
     assert set(written) == {"validation", "errors"}

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationInfo, field_validator
 
-from finetune.config import configclass, field
+from finetune.config import configclass, field, unescaped
 from finetune.data.columns import (
     DataFiles,
     DataRules,
@@ -34,7 +34,9 @@ class TextColumns(DataFiles):
     )
     prompt_column: str | None = field(None, "column of a prompt: the loss is of the completion alone")
     completion_column: str | None = field(None, "column of what follows the prompt")
-    separator: str = field("\\n", "what stands between prompt and completion; \\n is a line end, \\t a tab")
+    separator: str = field(
+        "\\n", "what stands between prompt and completion; \\n is a line end, \\t a tab, \\\\ a backslash"
+    )
     id_column: str | None
 
 
@@ -62,7 +64,7 @@ class TextDataConfig(DataRules, TextColumns):
     @property
     def between(self) -> str:
         """Return what stands between a prompt and its completion."""
-        return self.separator.replace("\\n", "\n").replace("\\t", "\t")
+        return unescaped(self.separator)
 
 
 def read_split(name: str, files: str | list[str], config: TextDataConfig, *, completed: bool = True) -> Split:

@@ -40,7 +40,7 @@ class DropoutConfig:
 class ShapeConfig(DropoutConfig):
     """The shape of a model with random weights."""
 
-    hidden_size: Count = field(256, "width; this and the next three are for random weights alone (no model)")
+    hidden_size: Count = field(256, "width; this and the next three are for random weights, and refused with a model")
     num_hidden_layers: Count = field(6, "layers")
     num_attention_heads: Count = field(4, "heads of a layer")
     max_position_embeddings: Count | None = field(
@@ -55,29 +55,34 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Return the cross-entropy, in nats, of all labels but those that are ignored, summed; (batch, time) each.
+    def forward(
+        self, input_ids: Tensor, places: Tensor, gold: Tensor, position_ids: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Return the cross-entropy, in nats, of the predicted tokens, summed.
 
-        `smoothing` is the probability that the target spreads over the vocabulary.
+        input_ids (batch, time); places of the predicted tokens in the flattened batch, and these tokens, gold,
+        (places,) each. `smoothing` is the probability that the target spreads over the vocabulary.
         """
-        states = self.states(input_ids, position_ids)
-        wanted = labels != IGNORED
+        states = self.states(input_ids, position_ids).flatten(0, 1)[places]
         output = self.network.get_output_embeddings()
         if output.bias is None:
-            return summed_cross_entropy(states[wanted], output.weight, labels[wanted], smoothing)
-        logits = output(states[wanted]).float()
-        return functional.cross_entropy(logits, labels[wanted], reduction="sum", label_smoothing=smoothing)
+            return summed_cross_entropy(states, output.weight, gold, smoothing)
+        return functional.cross_entropy(output(states).float(), gold, reduction="sum", label_smoothing=smoothing)
 
-    def states(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the states below the output layer, (batch, time, dim); no token sees another document's."""
-        mask = document_mask(position_ids)
+    def states(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Return the states below the output layer, (batch, time, dim); no token sees another document's.
+
+        Without position_ids a row is one document, and attention takes its faster causal form.
+        """
+        mask = None if position_ids is None else document_mask(position_ids)
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         states: Tensor = self.network.base_model(**inputs, attention_mask=mask).last_hidden_state
         return states
 
-    def losses(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the cross-entropy, in nats, of each label, (batch, time), 0 where it is ignored."""
-        logits = self.network.get_output_embeddings()(self.states(input_ids, position_ids)).float()
+    def losses(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy, in nats, of each label, (batch, time), 0 where ignored; a row is a document."""
+        logits = self.network.get_output_embeddings()(self.states(input_ids)).float()
         return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
 
 

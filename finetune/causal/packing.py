@@ -40,8 +40,7 @@ def store(texts: Sequence[str], encoder: TextEncoder) -> Rows:
 def blocks(documents: Rows, length: int, end: int, where: Callable[[int], str] = str) -> Examples:
     """Cut documents, one after the other, into blocks of `length` predicted tokens; the last one may be shorter.
 
-    `where` names a document; a block is named by the first of its documents. A batch has input_ids, labels (each
-    (batch, time), the label of a place is the next token) and position_ids; its items are the labels.
+    `where` names a document; a block is named by the first of its documents. A batch has what `_batch` says.
     """
     tokens = documents.tokens
     total = len(tokens)  # the predicted tokens: all of the documents, and their ends
@@ -56,8 +55,7 @@ def blocks(documents: Rows, length: int, end: int, where: Callable[[int], str] =
             rows.append(np.concatenate([[before], tokens[start : start + size - 1]]))
             gold.append(np.asarray(tokens[start : start + size]))
         inputs = pad(rows, end)
-        tensors = {"input_ids": inputs, "labels": pad(gold, IGNORED), "position_ids": positions(inputs, end)}
-        return Batch(tensors, int(sizes[chosen].sum()), chosen)
+        return _batch(inputs, pad(gold, IGNORED), positions(inputs, end), chosen)
 
     def name(block: int) -> str:
         return where(int(np.searchsorted(documents.offsets, starts[block], side="right")) - 1)
@@ -72,18 +70,28 @@ def positions(input_ids: Tensor, end: int) -> Tensor:
     return places - begins.cummax(dim=1).values
 
 
-def document_mask(position_ids: Tensor) -> Tensor | None:
-    """Return what each token may see, (batch, 1, time, time), True = seen; None where that is all before it.
+def _batch(inputs: Tensor, labels: Tensor, position_ids: Tensor, chosen: np.ndarray) -> Batch:
+    """Return a batch of inputs (batch, time) whose items are the labels: the label of a place is the next token.
 
-    A token sees those before it as far back as its position counts. Without a mask attention takes its faster causal
-    form. transformers 5.23 makes the same mask of position_ids, but only with use_cache=False and without an
-    attention_mask: a document would leak where either is forgotten.
+    Tensors: input_ids; places, of the labels in the flattened batch, and gold, (places,) each; position_ids (batch,
+    time) where a document begins inside a row. That is found out here, on the CPU: a GPU would be waited for.
+    """
+    places = (labels.flatten() != IGNORED).nonzero()[:, 0]
+    tensors = {"input_ids": inputs, "places": places, "gold": labels.flatten()[places]}
+    if bool((position_ids != torch.arange(inputs.shape[1])).any()):
+        tensors["position_ids"] = position_ids
+    return Batch(tensors, len(places), chosen)
+
+
+def document_mask(position_ids: Tensor) -> Tensor:
+    """Return what each token may see, (batch, 1, time, time), True = seen: as far back as its position counts.
+
+    transformers 5.23 makes the same mask of position_ids, but only with use_cache=False and without an attention_mask:
+    a document would leak where either is forgotten.
     """
     time = position_ids.shape[1]
     places = torch.arange(time, device=position_ids.device)
     first = places - position_ids  # (batch, time): where the token's document begins
-    if bool((first == 0).all()):
-        return None
     seen = (places >= first[:, :, None]) & (places <= places[:, None])  # (batch, time, time)
     return seen[:, None]
 
@@ -108,10 +116,8 @@ def completion_examples(found: Completions, end: int, where: Callable[[int], str
     def make(chosen: np.ndarray) -> Batch:
         inputs = pad([found.rows[index][:-1] for index in chosen], end)
         gold = [_masked(found.rows[index][1:], int(found.prompt[index]) - 1) for index in chosen]
-        places = torch.arange(inputs.shape[1]).expand_as(inputs)
-        items = sum(len(found.rows[index]) - int(found.prompt[index]) for index in chosen)
         # Padding stands behind all that is predicted, where nothing sees it.
-        return Batch({"input_ids": inputs, "labels": pad(gold, IGNORED), "position_ids": places}, items, chosen)
+        return _batch(inputs, pad(gold, IGNORED), torch.arange(inputs.shape[1]).expand_as(inputs), chosen)
 
     return Examples(lengths, make, lambda example: where(int(found.row[example])))
 

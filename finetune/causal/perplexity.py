@@ -103,8 +103,7 @@ def negative_log_probability(
             pieces = [rows[cut.document[w]][cut.begin[w] : cut.begin[w] + cut.size[w] + 1] for w in chosen]
             inputs = pad([piece[:-1] for piece in pieces], start.end).to(device)
             gold = pad([_labels(piece, int(cut.skipped[w])) for piece, w in zip(pieces, chosen, strict=True)], IGNORED)
-            places = torch.arange(inputs.shape[1], device=device).expand_as(inputs)
-            losses = start.model.losses(inputs, gold.to(device), places).double().sum(dim=1)
+            losses = start.model.losses(inputs, gold.to(device)).double().sum(dim=1)
             np.add.at(found, cut.document[chosen], losses.cpu().numpy())
     start.model.train(was_training)
     return found

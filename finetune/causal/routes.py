@@ -16,6 +16,7 @@ from finetune.causal.model import DropoutConfig, ShapeConfig, Start
 from finetune.causal.packing import Completions
 from finetune.causal.perplexity import Tally, Texts
 from finetune.causal.tokenizer import TextEncoder, VocabularyConfig
+from finetune.config import to_tree
 from finetune.data.batching import Examples
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError, did_you_mean
@@ -63,7 +64,10 @@ def resolve(config: TrainConfig, start: Start, epochs: float) -> TrainConfig:
 def begin(
     name: str | None, words: VocabularyConfig, shape: ShapeConfig, texts: Sequence[str], seed: int, max_length: int
 ) -> Start:
-    """Make the model before its first update, with a tokenizer that is learnt from `texts`, or a checkpoint's own."""
+    """Make the model before its first update, with a tokenizer that is learnt from `texts`, or a checkpoint's own.
+
+    Raises UserError (2) for settings that exclude each other, or that a checkpoint does not read.
+    """
     learns = name is None if words.train is None else words.train
     if name is None and not learns:
         raise UserError(Exit.USAGE, "vocabulary.train=false needs a model whose vocabulary is taken; give model=NAME")
@@ -71,10 +75,24 @@ def begin(
         what = "vocabulary.train=true is for random weights: the embeddings of a model belong to its own vocabulary"
         raise UserError(Exit.USAGE, f"{what}\nleave out model or vocabulary.train")
     if name is not None:
+        _refuse_unread(name, words, shape)
         return models.from_checkpoint(pretrained.locate(name), shape)
     longest = max_length if shape.max_position_embeddings is None else shape.max_position_embeddings
     shape = replace(shape, max_position_embeddings=longest)
     return models.from_random(shape, tokenizer.learn(texts, words, longest), seed)
+
+
+def _refuse_unread(name: str, words: VocabularyConfig, shape: ShapeConfig) -> None:
+    """Refuse what is said of a vocabulary and a shape that are the checkpoint's own."""
+    dropout, dtype = shape.dropout, shape.save_dtype
+    for part, given, usual in (
+        ("vocabulary", words, VocabularyConfig(train=words.train)),
+        ("network", shape, ShapeConfig(dropout=dropout, save_dtype=dtype)),
+    ):
+        for setting, value in to_tree(given).items():
+            if value != to_tree(usual)[setting]:
+                what = f"{part}.{setting}={value} is for random weights: model={name} has a {part} of its own"
+                raise UserError(Exit.USAGE, f"{what}; leave out one of the two")
 
 
 def fine_tuned(name: str, config: DropoutConfig) -> Start:
@@ -135,7 +153,8 @@ def prompts_of(split: Split, data: TextDataConfig) -> list[str]:
 def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading) -> Material:
     """Code all splits; train is cut into blocks, or is prompts with completions row by row.
 
-    Raises UserError (65) for a training text that is shorter than one block or, with on_long=error, a row that is long.
+    Raises UserError (65) for a training text that is shorter than one block or, with on_long=error, a row that is long
+    in any split.
     """
     train = splits["train"]
     figures: dict[str, Any] = {}
@@ -165,10 +184,14 @@ def _check_size(train: Split, tokens: int, window: int) -> None:
 
 
 def coded(split: Split, encoder: TextEncoder, reading: Reading) -> Texts:
-    """Code the texts of a split that are to be predicted; a long completion is read in windows like a document."""
+    """Code the texts of a split that are to be predicted; a long completion is read in windows like a document.
+
+    No row is left out: under on_long=skip the prompt of a long one is cut. Raises UserError (65) for one under error.
+    """
     if reading.data.has_prompts:
-        kept = replace(reading, data=replace(reading.data, on_long="truncate"))
-        found = completions(split, encoder, kept)
+        if reading.data.on_long == "skip":
+            reading = replace(reading, data=replace(reading.data, on_long="truncate"))
+        found = completions(split, encoder, reading)
         return Texts(split.ids(), split.targets(), found.rows, found.prompt, _before(split, reading.data))
     rows = [np.array([encoder.end, *row, encoder.end]) for row in encoder.encode(split.texts())]
     first = np.ones(len(rows), dtype=np.int64)

@@ -23,7 +23,9 @@ class VocabularyConfig:
     """Whether a vocabulary is learnt from train, and how."""
 
     train: bool | None = field(None, "learn one; null: yes without a model, else that of the model")
-    vocab_size: Annotated[int, Field(ge=SMALLEST)] = field(16_000, "entries at most, with bytes and end-of-text")
+    vocab_size: Annotated[int, Field(ge=SMALLEST)] = field(
+        16_000, "entries at most, with bytes and end-of-text; this and the next are refused with a model"
+    )
     min_frequency: Annotated[int, Field(gt=0)] = field(2, "a pair of pieces that is joined is seen so often")
 
 
@@ -77,18 +79,6 @@ class TextEncoder:
             batch = list(texts[start : start + TEXTS_AT_ONCE])
             found += [one.ids for one in self._backend.encode_batch_fast(batch, add_special_tokens=False)]
         return found
-
-    def encode_sources(self, texts: Sequence[str], longest: int) -> tuple[list[list[int]], int]:
-        """Return the token numbers of texts for an encoder, special tokens around them, and count those that are cut.
-
-        A text of more than `longest` tokens, special ones included, loses its end.
-        """
-        around = self._backend.num_special_tokens_to_add(False)
-        cut = sum(len(row) + around > longest for row in self.encode(texts))
-        cutting = copy.deepcopy(self._backend)
-        cutting.encode_special_tokens = True  # a copy forgets it
-        cutting.enable_truncation(longest)
-        return [one.ids for one in cutting.encode_batch_fast(list(texts))], cut
 
     def identity(self) -> str:
         """Return a digest of everything that decides how a text is cut."""

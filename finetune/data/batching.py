@@ -1,7 +1,7 @@
 """Which rows make an update, how they are shared out, and how they become padded tensors."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -112,7 +112,7 @@ def evaluation_batches(lengths: np.ndarray, max_rows: int, max_tokens: int) -> l
     return cut_by_tokens(longest_first, lengths, max_tokens, max_rows)
 
 
-def pad(rows: list[np.ndarray], value: int, multiple: int = 1) -> torch.Tensor:
+def pad(rows: Sequence[np.ndarray | Sequence[int]], value: int, multiple: int = 1) -> torch.Tensor:
     """Stack token rows, padded on the right to the longest of them, rounded up to `multiple`.
 
     Returns int64, (batch, time).
@@ -122,6 +122,15 @@ def pad(rows: list[np.ndarray], value: int, multiple: int = 1) -> torch.Tensor:
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(padded)
+
+
+def pad_and_mask(
+    rows: Sequence[np.ndarray | Sequence[int]], value: int, multiple: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack token rows as `pad` does; also return which tokens are real, bool, (batch, time)."""
+    padded = pad(rows, value, multiple)
+    lengths = torch.tensor([len(row) for row in rows])
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
 def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:

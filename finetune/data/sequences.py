@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from finetune.config import configclass, field
+from finetune.config import configclass, field, unescaped
 from finetune.data.check import fold
 from finetune.data.columns import (
     DataFiles,
@@ -42,7 +42,9 @@ class SequenceColumns(DataFiles):
     turns_column: str | None = field(None, "column of a list of turns: each becomes the target of those before it")
     context_turns: Annotated[int, Field(ge=1)] = field(3, "turns before the target that make a source")
     skip_turns: str | None = field(None, "regular expression: turns that it matches whole are left out and counted")
-    separator: str = field("\\n", "what stands between joined columns and turns; \\n is a line end, \\t a tab")
+    separator: str = field(
+        "\\n", "what stands between joined columns and turns; \\n is a line end, \\t a tab, \\\\ a backslash"
+    )
     language_column: str | None = field(None, "column of a row's language: scores are told for each, too")
     id_column: str | None
 
@@ -209,7 +211,7 @@ def _rows_of(
 
 def _pair_rows(source: Source, wanted: Wanted, config: PairsConfig, with_targets: bool) -> Iterator[Row]:
     """Yield the rows of pairs; references are none where the target is the only one."""
-    separator = _separator(config)
+    separator = unescaped(config.separator)
     parts = [place for place, role in enumerate(wanted.columns) if role.partition(".")[0] == "source"]
     roles = list(wanted.columns)
     for line, values in source.rows:
@@ -238,7 +240,7 @@ def _turn_rows(source: Source, config: PairsConfig, kept: _TurnFilter, with_targ
     A dialogue too short for that yields a row without source or target, so that it is counted with the empty ones.
     The id is that of the dialogue and the number of the target's turn, from 1, among those that are `kept`.
     """
-    separator = _separator(config)
+    separator = unescaped(config.separator)
     for line, (turns, *language, identity) in source.rows:
         told = language[0] if language else None
         where = f"{source.name}:{line}"
@@ -256,10 +258,6 @@ def _turn_rows(source: Source, config: PairsConfig, kept: _TurnFilter, with_targ
                 yield line, [context, None, identity]
         if with_targets and len(turns) < 2:
             yield line, [turns[0] if turns else None, None, None, told, identity]
-
-
-def _separator(config: PairsConfig) -> str:
-    return config.separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _check_references(splits: dict[str, Split], config: PairsConfig) -> None:

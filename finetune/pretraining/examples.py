@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.batching import Batch, Examples, cut_by_tokens, pad
+from finetune.data.batching import Batch, Examples, cut_by_tokens, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.pretraining.corpus import Documents, Pairs
 from finetune.pretraining.masking import Alphabet, MaskingConfig, mask
@@ -190,16 +190,14 @@ def masked_batch(
     Tensors: input_ids (batch, time), places and gold (places,); attention_mask where rows are of different lengths;
     token_type_ids and position_ids where there are second texts.
     """
-    tokens = pad(list(rows), frame.pad)
+    tokens, real = pad_and_mask(rows, frame.pad)
     hidden = mask(tokens, frame.alphabet, frame.masking, random)
     tensors = {"input_ids": hidden.tokens, "places": hidden.places, "gold": hidden.gold}
-    lengths = torch.tensor([len(row) for row in rows])
-    steps = torch.arange(tokens.shape[1])
-    if int(lengths.min()) < tokens.shape[1]:
-        tensors["attention_mask"] = (steps < lengths[:, None]).long()
+    if not bool(real.all()):
+        tensors["attention_mask"] = real.long()
     if seconds is not None:
-        begin = torch.from_numpy(seconds)[:, None]  # (batch, 1)
-        later = (steps >= begin) & (steps < lengths[:, None])
+        steps, begin = torch.arange(tokens.shape[1]), torch.from_numpy(seconds)[:, None]  # (time,), (batch, 1)
+        later = (steps >= begin) & real
         tensors["token_type_ids"] = later.long()
         tensors["position_ids"] = torch.where(later, steps - begin + 1, steps)  # 0 is that of [CLS]
     return Batch(tensors, len(hidden.places), examples)

@@ -12,7 +12,7 @@ from scipy import sparse
 from torch.nn import functional
 
 from finetune import hardware, significance
-from finetune.data.batching import cut_by_tokens, evaluation_batches, pad
+from finetune.data.batching import cut_by_tokens, evaluation_batches, pad_and_mask
 from finetune.pretraining.examples import Frame, Part
 from finetune.pretraining.model import Pretrainer
 from finetune.significance import Sample
@@ -257,9 +257,8 @@ def encode(
         for part in cut_by_tokens(
             np.argsort(lengths, kind="stable"), lengths, TOKENS_AT_ONCE[device.type], ROWS_AT_ONCE
         ):
-            ids = pad([rows[row] for row in part], pad_token)
-            mask = (torch.arange(ids.shape[1]) < torch.from_numpy(lengths[part])[:, None]).long()
-            for kind, vectors in enumerate(model.vectors(ids.to(device), mask.to(device))):
+            ids, real = pad_and_mask([rows[row] for row in part], pad_token)
+            for kind, vectors in enumerate(model.vectors(ids.to(device), real.long().to(device))):
                 found[kind, part] = vectors.cpu().numpy()
     model.train(was_training)
     return found[0], found[1]

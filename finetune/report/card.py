@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 from finetune import __version__
 from finetune.report.matrix import markdown, table, verdict_lines
 from finetune.report.summaries import bertscore_text, summaries_table
-from finetune.report.text import ceiling_text, spoken_lines, verdict_text
+from finetune.report.text import oracle_extract_text, spoken_lines, verdict_text
 from finetune.run import SECRET
 from finetune.terminal import HEAD_WIDTH, count, difference, shown
 
@@ -73,13 +73,14 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
 
 
 def _of_summaries(figures: Mapping[str, Any]) -> list[str]:
-    """Return what is told of summaries, as far as it is there: BERTScore, the ceiling, what they are like."""
+    """Return what is told of summaries, as far as it is there: BERTScore, the oracle extract, what they are like."""
     parts = []
     if "bertscore" in figures:
         found = figures["bertscore"]
         parts.append(f"BERTScore: {_code(bertscore_text(found))}. {found['definition']}")
-    if "ceiling" in figures:
-        parts.append(f"Ceiling: {ceiling_text(figures['ceiling'])}.")
+    if "oracle_extract" in figures:
+        extract = figures["oracle_extract"]
+        parts.append(f"Extract: {oracle_extract_text(extract)}. {extract['definition']}")
     if "summaries" in figures:
         parts += ["## What its summaries are like", summaries_table(figures["summaries"])]
     return parts

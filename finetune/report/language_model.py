@@ -9,7 +9,7 @@ from finetune.causal.model import Start
 from finetune.causal.perplexity import DECIDES
 from finetune.causal.routes import Material, Reading
 from finetune.data.columns import Split
-from finetune.report.results import Judging, System, beside, judged_split
+from finetune.report.results import Judging, System, beside, judged_split, told
 from finetune.run import Run
 from finetune.terminal import count, duration, shown
 
@@ -74,12 +74,7 @@ def conclude(run: Run, found: Judged) -> dict[str, Any]:
         results |= beside(found.baselines, strongest, perplexity.score)
         results["comparison"] = perplexity.compare(found.system.predictions[judged], other)
         run.write_predictions(f"baseline.{judged}", perplexity.to_rows(other))
-    results["diagnostics"] = {
-        "system": found.system.name, "judged_on": judged,
-        "rows": {name: len(split) for name, split in found.splits.items()},
-        "skipped_rows": {name: split.skipped for name, split in found.splits.items()},
-        **found.diagnostics,
-    }  # fmt: skip
+    results["diagnostics"] = told(found.system, found.splits, judged) | dict(found.diagnostics)
     results["seconds"], results["throughput"] = dict(found.seconds), dict(found.throughput)
     results["definitions"] = perplexity.definitions(found.reading.window, found.reading.stride)
     for name, part in found.system.predictions.items():

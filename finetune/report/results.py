@@ -21,7 +21,7 @@ JUDGED_BY = "accuracy"
 SAME_FOR_ALL = ("recipe", "task", "model", "definitions", "baseline", "baselines")  # parts of a result that seeds share
 KEPT_OF_FIRST = (
     "system", "labels", "language", "judged_on", "rows", "skipped_rows", "skipped_turns", "resolution", "parameters",
-    "signatures", "ceiling",
+    "signatures", "oracle_extract",
 )  # fmt: skip
 OF_CHOSEN = ("errors", "written", "summaries", "bertscore")  # diagnostics of the best seed, not of all
 
@@ -124,7 +124,7 @@ def assemble(run: Run, found: Conclusion) -> dict[str, Any]:
         "model": found.model,
         "scores": {name: evaluation.score(part) for name, part in found.system.predictions.items()},
     }
-    diagnostics = told(found, judged) | {"labels": list(predictions.labels)}
+    diagnostics = told(found.system, found.splits, judged) | {"labels": list(predictions.labels)}
     diagnostics["resolution"] = significance.resolution(len(predictions.ids))
     if found.baselines:
         strongest = _strongest(found.baselines)
@@ -187,13 +187,13 @@ def combined(seeds: Mapping[int, Run], judging: Judging) -> dict[str, Any]:
     return results
 
 
-def told(found: Conclusion, judged: str) -> dict[str, Any]:
+def told(system: System, splits: Mapping[str, Split], judged: str) -> dict[str, Any]:
     """Return the diagnostics that every run has: who is judged, on what, and how many rows there were."""
     return {
-        "system": found.system.name,
+        "system": system.name,
         "judged_on": judged,
-        "rows": {name: len(split) for name, split in found.splits.items()},
-        "skipped_rows": {name: split.skipped for name, split in found.splits.items()},
+        "rows": {name: len(split) for name, split in splits.items()},
+        "skipped_rows": {name: split.skipped for name, split in splits.items()},
     }
 
 

@@ -37,8 +37,8 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
         lines += spoken_lines(results["languages"], results.get("comparisons", {}))
     if "bertscore" in results["diagnostics"]:
         lines.append(line("bertscore", bertscore_text(results["diagnostics"]["bertscore"])))
-    if "ceiling" in results["diagnostics"]:
-        lines.append(line("ceiling", ceiling_text(results["diagnostics"]["ceiling"])))
+    if "oracle_extract" in results["diagnostics"]:
+        lines.append(line("extract", oracle_extract_text(results["diagnostics"]["oracle_extract"])))
     if "summaries" in results["diagnostics"]:
         lines.append(line("summaries", summaries_text(results["diagnostics"]["summaries"])))
     if "budget" in results["diagnostics"]:
@@ -96,10 +96,11 @@ def cost_lines(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def ceiling_text(ceiling: Mapping[str, Any]) -> str:
-    """Return what a system that was told the answers would reach: `oracle extract · rouge1 50.1 [...]`."""
-    metric, score = next(iter(ceiling["scores"].items()))
-    return f"{ceiling['name']} · {metric} {shown(metric, score)}: sentences of the source, chosen by the references"
+def oracle_extract_text(extract: Mapping[str, Any]) -> str:
+    """Return what extracts reach that are chosen by the answers: `greedy oracle extract · rouge1 50.1 [...]`."""
+    metric, score = next(iter(extract["scores"].items()))
+    how = "sentences of the source, chosen one by one by the references"
+    return f"{extract['name']} · {metric} {shown(metric, score)}: {how}"
 
 
 def seeds_text(results: Mapping[str, Any], judged: str) -> str:

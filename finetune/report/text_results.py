@@ -38,7 +38,10 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
         "task": task.name,
         "model": found.model,
         "scores": {name: score(part) for name, part in found.system.predictions.items()},
-        "diagnostics": told(found, judged) | {"language": task.language} | diagnosis | dict(found.diagnostics),
+        "diagnostics": told(found.system, found.splits, judged)
+        | {"language": task.language}
+        | diagnosis
+        | dict(found.diagnostics),
         "seconds": dict(found.seconds),
         "throughput": dict(found.throughput),
         "definitions": {name: text_metrics.DEFINITIONS[name] for name in task.metrics},
@@ -66,10 +69,10 @@ def conclude(run: Run, found: Conclusion, task: Task) -> dict[str, Any]:
 
 
 def of_summaries(found: TextPredictions, learnt: Sequence[str], task: Task) -> dict[str, Any]:
-    """Return what summaries are like beside those that people wrote, and how good an extract can be.
+    """Return what summaries are like beside those that people wrote, and how good an extract is that knows these.
 
-    "summaries" has figures of the system's texts (`own`) and of the first references (`human`); "ceiling" the scores of
-    the sentences that suit the references best, which nothing but the references can tell.
+    "summaries" has figures of the system's texts (`own`) and of the first references (`human`); "oracle_extract" the
+    scores of sentences of the source that are chosen by the references, and how.
     """
     human = [several[0] for several in found.references]
     figures = {
@@ -77,10 +80,14 @@ def of_summaries(found: TextPredictions, learnt: Sequence[str], task: Task) -> d
         for name, texts in (("own", found.predicted), ("human", human))
     }
     extracts = text_baselines.oracle_extracts(found.sources, found.references)
-    best = TextPredictions(found.ids, found.sources, found.references, extracts, languages=found.languages)
+    chosen = TextPredictions(found.ids, found.sources, found.references, extracts, languages=found.languages)
     return {
         "summaries": figures | {"definitions": text_quality.DEFINITIONS},
-        "ceiling": {"name": "oracle extract", "scores": text_evaluation.score(best, task)},
+        "oracle_extract": {
+            "name": text_baselines.ORACLE,
+            "scores": text_evaluation.score(chosen, task),
+            "definition": text_baselines.ORACLE_DEFINITION,
+        },
     }
 
 

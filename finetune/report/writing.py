@@ -61,7 +61,7 @@ def try_out(
     config = replace(asked.config, max_new_tokens=longest, min_new_tokens=shortest)
     rows = np.unique(np.linspace(0, len(split) - 1, min(asked.texts, len(split))).round().astype(int)).tolist()
     prompts, human = parted(split.select(rows), judge.reading, start, longest)
-    written, own = one_each(start, prompts, config, asked.seed)
+    written, own = one_each(start, prompts, config, asked.seed, completes=judge.reading.data.has_prompts)
     figures = {
         name: text_quality.quality(texts, learnt) | {"perplexity": _perplexity(judge, prompts, texts)}
         for name, texts in (("own", own), ("human", human))
@@ -78,12 +78,14 @@ def try_out(
     return {"written": {"texts": len(own), **figures, **cost, "definitions": definitions(figures["own"])}}
 
 
-def one_each(start: Start, prompts: Sequence[str], config: GenerationConfig, seed: int) -> tuple[Written, list[str]]:
+def one_each(
+    start: Start, prompts: Sequence[str], config: GenerationConfig, seed: int, *, completes: bool
+) -> tuple[Written, list[str]]:
     """Go on from each prompt once; equal prompts get samples of their own, where samples are drawn."""
     times = Counter(prompts)
     copies = max(times.values()) if config.samples else 1
     wanted = replace(config, num_return_sequences=copies)
-    written = generation.write(start.model.network, start.tokenizer, list(times), wanted, seed)
+    written = generation.write(start, list(times), wanted, seed, completes=completes)
     left = {prompt: cycle(texts) for prompt, texts in zip(times, written.texts, strict=True)}
     return written, [next(left[prompt]) for prompt in prompts]
 

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from finetune.config import configclass, field
-from finetune.data.batching import evaluation_batches, pad
+from finetune.data.batching import evaluation_batches, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.seq2seq.vocabulary import BOS, EOS, PAD, UNK
 
@@ -199,10 +199,8 @@ def search_all(
     lengths = np.array([len(source) for source in sources], dtype=np.int64)
     outputs: list[list[Hypothesis]] = [[] for _ in sources]
     for numbers in evaluation_batches(lengths, len(sources), max(1, tokens_per_batch // width)):
-        rows = [np.asarray(sources[number], dtype=np.int64) for number in numbers]
-        source = pad(rows, PAD).to(device)
-        mask = torch.arange(source.shape[1])[None] < torch.from_numpy(lengths[numbers])[:, None]  # (batch, source)
-        for number, found in zip(numbers, search(model, source, mask.to(device), config, seed=seed), strict=True):
+        source, mask = (part.to(device) for part in pad_and_mask([sources[number] for number in numbers], PAD))
+        for number, found in zip(numbers, search(model, source, mask, config, seed=seed), strict=True):
             outputs[number] = found
     return outputs
 

@@ -29,7 +29,7 @@ from finetune import cpu, generation, hardware, pretrained
 from finetune.causal.model import WRITERS, auto_learning_rate
 from finetune.causal.packing import IGNORED
 from finetune.causal.tokenizer import TextEncoder
-from finetune.data.batching import Batch, Examples, pad
+from finetune.data.batching import Batch, Examples, pad, pad_and_mask
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.generation import GenerationConfig, Pen
 from finetune.pretrained import Source
@@ -139,7 +139,7 @@ class EncoderDecoderWriter:
         target = self.tokenizers.target
         return Pen(
             self.network, lambda rows: generation.decoder_of(self.network, rows), int(self.target.after[-1]),
-            lambda tokens: generation.decoded(target, tokens).strip(),
+            lambda tokens: generation.decoded(target, tokens).lstrip(),
         )  # fmt: skip
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:
@@ -156,11 +156,10 @@ class EncoderDecoderWriter:
         lengths = np.array([[len(one), len(other) - 1] for one, other in zip(reads, writes, strict=True)])
 
         def make(chosen: np.ndarray) -> Batch:
-            source = pad([reads[row] for row in chosen], 0)
-            real = [np.ones(len(reads[row]), dtype=np.int32) for row in chosen]
+            source, real = pad_and_mask([reads[row] for row in chosen], 0)
             tensors = {
                 "source": source,
-                "source_mask": pad(real, 0) == 1,
+                "source_mask": real,
                 "target": pad([writes[row][:-1] for row in chosen], 0),
                 "labels": pad([writes[row][1:] for row in chosen], IGNORED),
             }
@@ -187,7 +186,11 @@ class EncoderDecoderWriter:
 
 
 def begin(settings: Settings) -> EncoderDecoderWriter:
-    """Take the checkpoint `model`; raises UserError: 65 where it does not answer sources, 2 for lengths beyond it."""
+    """Take the checkpoint `model`.
+
+    Raises UserError: 65 where it does not answer sources, 2 for lengths beyond it, and for a language that it does not
+    have, or has among others and is not told.
+    """
     return _prepared(_load(pretrained.locate(str(settings.model))), settings)
 
 
@@ -300,16 +303,18 @@ def _speak(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source:
     """Set the language of sources and targets, where a tokenizer has codes of languages (mBART and its kin).
 
     A text then begins with the code: in place of the start token (mBART), or behind it (mBART-50), as in pretraining.
-    Raises UserError (2) for a code that the tokenizer does not have.
+    Raises UserError (2) for a code that the tokenizer does not have, and for none where it has several: what it begins
+    with of itself would be English.
     """
     codes: dict[str, int] = vars(tokenizer).get("lang_code_to_id", {})
     if not codes and code is None:
         return
     if code is None:
-        code = str(tokenizer.tgt_lang or tokenizer.src_lang)
+        what = f"model={source.name} writes in {len(codes)} languages: say in which by model_language=CODE"
+        raise UserError(Exit.USAGE, f"{what}\nknown: {', '.join(codes)}")
     if code not in codes:
         what = f"model_language={code}: {source.name} has {'no such language' if codes else 'one language, no codes'}"
-        known = f"{did_you_mean(code, codes)} (known: {', '.join(list(codes)[:5])} ...)" if codes else "; leave it out"
+        known = f"{did_you_mean(code, codes)}\nknown: {', '.join(codes)}" if codes else "; leave it out"
         raise UserError(Exit.USAGE, what + known)
     tokenizer.src_lang = tokenizer.tgt_lang = code
     before, _ = writer.specials(tokenizer, target=True)
@@ -347,14 +352,9 @@ def _as_transformers(network: PreTrainedModel, end: int, config: GenerationConfi
     told: dict[str, Any] = {
         "decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": padding,
         "bos_token_id": before.bos_token_id, "forced_bos_token_id": forced[0] if forced else None,
-        "max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams, "do_sample": config.samples,
         "no_repeat_ngram_size": config.no_repeat_ngram_size, "repetition_penalty": config.repetition_penalty,
     }  # fmt: skip
-    if config.num_beams > 1:
-        told |= {"length_penalty": config.length_penalty, "early_stopping": False}
-    if config.samples:
-        told |= {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
-    return transformers.GenerationConfig(**told)
+    return transformers.GenerationConfig(**told, **generation.as_transformers(config))
 
 
 def _check_class(source: Source, fits: Callable[[str], bool], otherwise: str) -> None:

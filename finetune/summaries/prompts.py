@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 from torch import Tensor, nn
 
 from finetune import generation, hardware, pretrained
@@ -15,11 +16,14 @@ from finetune.causal import packing
 from finetune.causal.model import DropoutConfig, LanguageModel, Start
 from finetune.causal.packing import Completions
 from finetune.causal.tokenizer import TextEncoder
+from finetune.config import unescaped
 from finetune.data.batching import Batch, Examples
+from finetune.errors import Exit, UserError
 from finetune.generation import CausalDecoder, Decoder, GenerationConfig, Pen
 from finetune.seq2seq.encoder_decoder import Lengths
 from finetune.summaries import writer
 from finetune.summaries.writer import Frame, Prefix, Rows, Settings
+from finetune.terminal import count
 
 EPOCHS = 3.0
 
@@ -86,7 +90,7 @@ class PromptWriter:
             found.before = [row[-1:] for row in rows]  # what may not be repeated is of the text, not of its source
             return found
 
-        return Pen(network, decoder, self.start.end, lambda tokens: generation.decoded(tokenizer, tokens).strip())
+        return Pen(network, decoder, self.start.end, lambda tokens: generation.decoded(tokenizer, tokens).lstrip())
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of sources."""
@@ -112,7 +116,14 @@ class PromptWriter:
         return language_models.loss(model, batch)
 
     def save(self, folder: Path, settings: dict[str, Any], config: GenerationConfig) -> None:
-        """Write weights, config and tokenizer, which AutoModelForCausalLM and AutoTokenizer load."""
+        """Write weights, config and tokenizer; AutoModelForCausalLM then searches as this run does by default.
+
+        All but for what may not come twice: transformers would not let a summary repeat its source either.
+        """
+        end, network = self.start.end, self.start.model.network
+        network.generation_config = transformers.GenerationConfig(
+            bos_token_id=end, eos_token_id=end, pad_token_id=end, **generation.as_transformers(config)
+        )
         self.start.save(folder, DropoutConfig(), settings)
 
 
@@ -134,14 +145,27 @@ def _framed(start: Start, settings: Settings) -> PromptWriter:
     generation.check_longest(settings.generation, start.context)
     usual = min(writer.MOST_TARGET_TOKENS, start.context // 2)
     target = writer.resolve_length("max_target_length", settings.max_target_length, usual, start.context - 1)
-    rest = start.context + 1 - max(target, settings.generation.max_new_tokens)  # the last token is never read
-    source = writer.resolve_length("max_source_length", settings.max_source_length, writer.MOST_SOURCE_TOKENS, rest)
     code = TextEncoder(start.tokenizer).encode
     prefix = writer.prefix_of(settings.source_prefix, None)
     told = Prefix.of(prefix, code)
-    (after,) = code([settings.prompt_end.replace("\\n", "\n").replace("\\t", "\t")])
+    (after,) = code([unescaped(settings.prompt_end)])
+    before = [start.end, *told.tokens]
+    source = _source_length(settings, start.context, target, len(before) + len(after))
     return PromptWriter(
-        start, prefix, told.lead, Lengths(source, target),
-        writer.framed("source", source, [start.end, *told.tokens], after),
+        start, prefix, told.lead, Lengths(source, target), writer.framed("source", source, before, after),
         writer.framed("target", target, [], [start.end]), settings.label_smoothing_factor,
     )  # fmt: skip
+
+
+def _source_length(settings: Settings, context: int, target: int, around: int) -> int:
+    """Return the longest source, its frame of `around` tokens included; raises UserError (2) where there is no room."""
+    asked, longest = settings.max_source_length, settings.generation.max_new_tokens
+    name, taken = ("max_target_length", target) if target > longest else ("generation.max_new_tokens", longest)
+    rest = context + 1 - taken  # the last token is never read
+    if rest <= around:
+        what = f"{name}={taken} leaves {count(rest, 'token')} for a source, around which {around} stand"
+        raise UserError(Exit.USAGE, f"{what}; give {name}={context - around} or less")
+    if not isinstance(asked, str) and asked > rest:
+        what = f"max_source_length={asked} and {name}={taken} are more than the {context + 1} tokens that both share"
+        raise UserError(Exit.USAGE, f"{what}\ngive a max_source_length of {rest} or less, or a smaller {name}")
+    return writer.resolve_length("max_source_length", asked, writer.MOST_SOURCE_TOKENS, rest)

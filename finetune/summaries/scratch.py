@@ -31,7 +31,7 @@ class OwnDecoder:
         self.model = model
         self.before: Sequence[Sequence[int]] = [[BOS]] * len(sources)
         device = next(model.parameters()).device
-        source = pad([np.array(row) for row in sources], PAD).to(device)
+        source = pad(sources, PAD).to(device)
         self._memory = model.encode(source, source != PAD)
         self._state = model.start(self._memory)
 
@@ -107,7 +107,7 @@ class ScratchWriter:
         def decoder(rows: Rows) -> Decoder:
             return OwnDecoder(self.parts.model, rows)
 
-        return Pen(self.parts.model, decoder, EOS, lambda tokens: decode(vocabulary, [tokens])[0].strip())
+        return Pen(self.parts.model, decoder, EOS, lambda tokens: decode(vocabulary, [tokens])[0].lstrip())
 
     def code_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of sources, without special ones."""

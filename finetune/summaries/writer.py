@@ -224,7 +224,7 @@ def mean_loss(writer: Writer, coded: Coded, config: TrainConfig) -> float:
 
 
 def write(writer: Writer, split: Split, on_long: OnLong, config: GenerationConfig, seed: int) -> Written:
-    """Write a text for each source; `cut` of the result counts the sources that were too long.
+    """Write a text for each source, without spaces around it; `cut` counts the sources that were too long.
 
     Under on_long=window, hierarchical summarise-then-merge, such a source is cut into windows, each is summarised, and
     the summaries, one after the other, take its place, until it fits or gets no shorter. Raises UserError (65) for one
@@ -242,7 +242,8 @@ def write(writer: Writer, split: Split, on_long: OnLong, config: GenerationConfi
             coded[row] = writer.code_sources([text])[0]
     framed = [writer.source.around(shorten(row, room, on_long)) for row in coded]
     written = generation.write_rows(writer.pen, framed, config, seed)
-    return replace(written, seconds=time.perf_counter() - started, cut=len(long))
+    texts_of = [[text.strip() for text in several] for several in written.texts]
+    return replace(written, texts=texts_of, seconds=time.perf_counter() - started, cut=len(long))
 
 
 def _merged(writer: Writer, texts: Sequence[str], config: GenerationConfig, seed: int) -> list[str]:
