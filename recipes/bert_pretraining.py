@@ -84,7 +84,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
 def evaluate(config: Config, run: Run, data: Split) -> Any:
     """Score the guesses at hidden places of a text that training never saw."""
-    return routes.score_texts(run.model, data, config.max_length, config.masking)
+    return routes.score_texts(run.model, data, config.max_length, config.masking, config.train)
 
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:

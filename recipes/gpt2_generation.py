@@ -83,7 +83,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
 def evaluate(config: Config, run: Run, data: Split) -> Tally:
     """Score how well the model predicts texts that training never saw."""
-    return routes.score_texts(run.model, data, config.max_length, config.stride, config.data)
+    return routes.score_texts(run.model, data, config.max_length, config.stride, config.data, config.train)
 
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:

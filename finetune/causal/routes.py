@@ -276,10 +276,12 @@ def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     return system.name + (f" (of every {part}th text)" if part > 1 else ""), tallies, seconds
 
 
-def score_texts(folder: Path, data: Split, max_length: int, stride: int | None, config: TextDataConfig) -> Tally:
-    """Score a trained model on texts that training never saw."""
+def score_texts(
+    folder: Path, data: Split, max_length: int, stride: int | None, config: TextDataConfig, loop: TrainConfig
+) -> Tally:
+    """Score a trained model on texts that training never saw, in the precision of its run."""
     start = models.load_trained(folder)
     reading = Reading.of(min(max_length, start.context), stride, config, start.context)
-    precision = hardware.choose_precision("auto", use_cpu=False).value
+    precision = hardware.choose_precision(loop.mixed_precision, use_cpu=False).value
     texts = coded(data, TextEncoder(start.tokenizer), reading)
     return perplexity.tally(start, texts, reading.window, reading.stride, precision)[0]

@@ -172,8 +172,8 @@ def _by_language(tally: Tally) -> dict[str, Any]:
     return {code: scoring.score(tally.of(code)) for code in sorted(set(tally.languages))}
 
 
-def score_texts(folder: Path, data: Split, max_length: int, masking: MaskingConfig) -> Tally:
-    """Score a trained model at hidden places of some texts, joined into blocks."""
+def score_texts(folder: Path, data: Split, max_length: int, masking: MaskingConfig, loop: TrainConfig) -> Tally:
+    """Score a trained model at hidden places of some texts, joined into blocks, in the precision of its run."""
     start = load_trained(folder)
     frame = Frame.of(start.tokenizer, max_length, masking)
     coded = Encoder(start.tokenizer).encode(data.texts())
@@ -184,8 +184,9 @@ def score_texts(folder: Path, data: Split, max_length: int, masking: MaskingConf
     documents = corpus.Documents(corpus.ONE_LANGUAGE, Rows(flat, offsets), lines, (name,), {})
     if not len(flat):
         raise UserError(Exit.BAD_DATA, f"{name}: no token is left of its texts")
+    precision = hardware.choose_precision(loop.mixed_precision, use_cpu=False).value
     part = examples.blocks({corpus.ONE_LANGUAGE: (documents, np.arange(len(coded)))}, frame, 1.0, 1)
-    return scoring.score_masked(start.model, Masked.of(part, frame, 1), _precision())[0]
+    return scoring.score_masked(start.model, Masked.of(part, frame, 1), precision)[0]
 
 
 def fill(folder: Path, data: Split, max_length: int) -> list[dict[str, Any]]:
@@ -233,7 +234,3 @@ def load_trained(folder: Path) -> Start:
     cpu.prepare(network)
     network.eval().to(hardware.device_type(use_cpu=False))
     return Start(Pretrainer(network).eval(), tokenizer, source.name, source.identity, fresh=False)
-
-
-def _precision() -> str:
-    return hardware.choose_precision("auto", use_cpu=False).value
