@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import hub
+from finetune import adapters, hub
+from finetune.adapters import AdapterConfig, Base
 from finetune.checkpoint import sha256
 from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.errors import Exit, UserError
@@ -40,17 +41,24 @@ WEIGHT_SUFFIXES = {
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SETTINGS_KEY = "finetune"  # in a model's task_specific_params
 SMALL_SUFFIXES = {".json", ".txt", ".model"}  # of tokenizers, settings and lists of shards
-WEIGHTS = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"))
+WEIGHTS = (
+    re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"),
+    re.compile(re.escape(adapters.WEIGHTS)),
+)  # fmt: skip
 COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"}  # the first position is pad_token_id + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a checkpoint is: its name as it was given, its folder, and its identity for the record."""
+    """Where a checkpoint is: its name as it was given, its folder, and its identity for the record.
+
+    `adapter` says how it is to be trained; None where it is only used.
+    """
 
     name: str
     path: str
     identity: str
+    adapter: AdapterConfig | None = None
 
 
 def locate(model: str) -> Source:
@@ -73,6 +81,15 @@ def locate(model: str) -> Source:
     return _on_hub(model)
 
 
+def starting(model: str | None, adapter: AdapterConfig) -> Source | None:
+    """Find the checkpoint that is trained, with an adapter or without; None where there is none.
+
+    Raises UserError as `locate` does, and 2 for an adapter that has nothing to stand on.
+    """
+    adapters.check(adapter, model)
+    return None if model is None else dataclasses.replace(locate(model), adapter=adapter)
+
+
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint; one without a pad token (GPT-2) pads with its end-of-text token."""
     with _load_errors(source):
@@ -90,19 +107,25 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PreTrainedModel:
     """Load weights as float32 into an Auto class; `settings` go to the model's config (labels, problem type).
 
-    The dtype is always explicit: a checkpoint in fp16 would otherwise be trained in fp16 and diverge.
+    The dtype is always explicit: a checkpoint in fp16 would otherwise be trained in fp16 and diverge. Of a folder with
+    an adapter the weights are those of its base. What is to be trained has its old adapter merged into it, and a new
+    one put into it where `source` says so.
     """
+    folder = Path(source.path)
+    weights = _base(folder) if adapters.is_adapter(folder) else source
     with _load_errors(source):
         config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False, **settings)
         if config.pad_token_id is None:  # GPT-2 refuses batches without one
             config.pad_token_id = tokenizer.pad_token_id
-        model: PreTrainedModel = auto_class.from_pretrained(
-            source.path,
+        model: PreTrainedModel
+        model, found = auto_class.from_pretrained(
+            weights.path,
             config=config,
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -111,7 +134,58 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
             f"model={source.name}: the tokenizer has {len(tokenizer):,} entries, the model {rows:,}; "
             "they do not belong together",
         )
+    if weights is not source:
+        adapters.attach(model, folder)
+    if source.adapter is not None:
+        _prepare_training(model, source, {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     return model
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write weights and config so that from_pretrained loads them, or an adapter alone so that peft does."""
+    if adapters.is_adapted(model):
+        adapters.save(model, folder)
+    else:
+        model.save_pretrained(folder)
+
+
+def _prepare_training(model: PreTrainedModel, source: Source, new: Collection[str]) -> None:
+    """Merge the adapter that a checkpoint came with, and put in the one that it is trained with."""
+    old = adapters.is_adapted(model)
+    if source.adapter is None or (source.adapter.adapter != "none" and old):
+        what = f"model={source.name} is an adapter itself, and its base is not named by it alone"
+        raise UserError(Exit.USAGE, f"{what}\nmerge it first: finetune export RUN --merge --output DIR, then model=DIR")
+    if old:
+        adapters.merge(model)
+    if source.adapter.adapter != "none":
+        adapters.wrap(model, source.adapter, _as_base(source), new)
+
+
+def _as_base(source: Source) -> Base:
+    """Return how an adapter names the checkpoint that it stands on: on the Hub by its commit, else by its folder."""
+    kind, _, commit = source.identity.partition(":")
+    if kind == "revision":
+        name = source.name.partition("@")[0]
+        return Base(f"{name}@{commit}", source.identity, name, commit)
+    path = str(Path(source.path).absolute())
+    return Base(path if source.name == source.path else source.name, source.identity, path, None)
+
+
+def _base(folder: Path) -> Source:
+    """Find what the adapter in a folder stands on; raises UserError where it is missing, and 65 for other weights."""
+    name, identity = adapters.base_of(folder)
+    where = f"{folder} is an adapter on {name}"
+    try:
+        found = locate(name)
+    except UserError as error:
+        what = f"{where}, which cannot be had: {str(error).splitlines()[0]}"
+        raise UserError(
+            error.code, f"{what}\nput it back, or write where it is now into {folder / 'config.json'} ({adapters.BASE})"
+        ) from None
+    if identity is not None and found.identity != identity:
+        what = f"{where}, whose weights are others now ({found.identity[:19]}..., not {identity[:19]}...)"
+        raise UserError(Exit.BAD_DATA, f"{what}\nput those back that it was trained on")
+    return found
 
 
 @contextmanager
@@ -171,7 +245,7 @@ def _packaged_minilm() -> Source:
 
 def _local(folder: Path, model: str) -> Source:
     _check_files(f"model={model}: the folder", [path.name for path in folder.iterdir()])
-    weights = folder / "model.safetensors"
+    weights = folder / (adapters.WEIGHTS if adapters.is_adapter(folder) else "model.safetensors")
     return Source(model, str(folder), f"sha256:{sha256(weights)}" if weights.is_file() else "sharded or .bin weights")
 
 

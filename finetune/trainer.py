@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune import checkpoint, hardware, optim, terminal
+from finetune import adapters, checkpoint, hardware, optim, terminal
+from finetune.adapters import AdapterConfig
 from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, Order, Strategy, evaluation_batches, padded_tokens, share
 from finetune.errors import Exit, Interrupted, UserError
@@ -404,12 +405,15 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> TrainConfig:
+def resolve(
+    config: TrainConfig, *, width: int, rows: int, classes: int, adapter: AdapterConfig | None = None
+) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate and epochs by model and data, precision by hardware."""
     rate, epochs = config.learning_rate, config.num_train_epochs
+    automatic = adapters.auto_learning_rate(optim.auto_learning_rate(width, classes), adapter)
     return dataclasses.replace(
         config,
-        learning_rate=optim.auto_learning_rate(width, classes) if rate == "auto" else rate,
+        learning_rate=automatic if rate == "auto" else rate,
         num_train_epochs=(optim.auto_epochs(rows, update_size(config), classes, width) if epochs == "auto" else epochs),
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )
@@ -446,10 +450,16 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's tensors, each storage once (tied embeddings have two names)."""
+    """Return the model's tensors, each storage once (tied embeddings have two names).
+
+    Of one with an adapter only what is trained: the rest comes from its base.
+    """
+    tensors = model.state_dict()
+    if adapters.is_adapted(model):
+        tensors = {name: tensors[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
     seen: set[int] = set()
     unique: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         if tensor.data_ptr() not in seen or tensor.numel() == 0:
             unique[name] = tensor
             seen.add(tensor.data_ptr())

@@ -1,0 +1,302 @@
+"""Adapters: equal to the base at first, trained alone, saved alone, attached again, merged; with every recipe."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from calling import call, done, private_cache, read_jsonl, sha256, train_toy
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from finetune import adapters, checkpoint, classifier, optim
+from finetune.adapters import AdapterConfig
+from finetune.data.columns import LabelMap
+from finetune.errors import Exit, Interrupted, UserError
+from finetune.trainer import Trainer
+
+NAMES = LabelMap(("a", "b", "c"))
+KINDS = ("lora", "dora", "ia3")
+INPUTS = {"input_ids": torch.tensor([[2, 5, 6, 7, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+
+
+def adapted(kind: str, **settings: Any) -> AdapterConfig:
+    """Return settings of a kind of adapter."""
+    return AdapterConfig(adapter=kind, **settings)  # type: ignore[arg-type]
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model.eval()(**INPUTS).logits
+    return found
+
+
+def perturb(model: PreTrainedModel) -> None:
+    """Change all that is trained, as training does."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def learning(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_before_training_an_adapter_changes_nothing(kind: str, tiny_model: Path) -> None:
+    plain = classifier.load(str(tiny_model), NAMES, seed=1)
+    other = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted(kind))
+    assert torch.equal(logits(plain.model), logits(other.model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_and_the_head_are_trained_and_nothing_else(kind: str, tiny_model: Path) -> None:
+    parts = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted(kind))
+    marks = {"lora": ("lora_A", "lora_B"), "dora": ("lora_A", "lora_B", "lora_magnitude_vector"), "ia3": ("ia3_l",)}
+    names = learning(parts.model)
+    heads = {name for name in names if name.startswith("classifier.modules_to_save.")}
+    assert len(heads) == 2
+    assert names - heads
+    assert all(any(mark in name for mark in marks[kind]) for name in names - heads)
+    assert optim.freeze(parts.model, 0) == sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    assert learning(parts.model) == names
+    optim.freeze(parts.model, 1)
+    assert learning(parts.model) == heads
+
+
+def test_the_scales_of_ia3_have_no_weight_decay(tiny_model: Path) -> None:
+    model = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted("ia3")).model
+    groups = optim.parameter_groups(model, 0.1, 0.01)
+    worn = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}  # type: ignore[attr-defined]
+    assert {name for name, one in model.named_parameters() if id(one) in worn} == {
+        "classifier.modules_to_save.default.weight"
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter_and_head_come_back_from_their_folder(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    parts = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted(kind))
+    before = logits(parts.model)
+    perturb(parts.model)
+    wanted = logits(parts.model)
+    assert not torch.allclose(before, wanted, atol=1e-2)
+    parts.save(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    stored = load_file(tmp_path / adapters.WEIGHTS)
+    assert {name for name in stored if "classifier" in name} == {
+        "base_model.model.classifier.weight", "base_model.model.classifier.bias"
+    }  # fmt: skip
+    found = classifier.load_trained(str(tmp_path))
+    assert found.labels == NAMES
+    assert torch.equal(logits(found.model), wanted)
+    assert not learning(found.model)
+
+
+def test_peft_itself_loads_the_folder(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import AutoPeftModelForSequenceClassification, PeftModel
+
+    parts = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted("lora"))
+    perturb(parts.model)
+    parts.save(tmp_path)
+    with adapters._unheard():
+        found = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
+        other = PeftModel.from_pretrained(base, tmp_path)
+    assert torch.allclose(logits(found), logits(parts.model), atol=1e-6)
+    assert torch.allclose(logits(other), logits(parts.model), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merged_model_is_plain_and_gives_the_same(kind: str, tiny_model: Path) -> None:
+    parts = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted(kind))
+    perturb(parts.model)
+    wanted, plain = logits(parts.model), classifier.load(str(tiny_model), NAMES, seed=1).model
+    adapters.merge(parts.model)
+    assert set(parts.model.state_dict()) == set(plain.state_dict())
+    assert not adapters.is_adapted(parts.model)
+    assert learning(parts.model) == learning(plain)
+    assert torch.allclose(logits(parts.model), wanted, atol=1e-5)
+    assert adapters.BASE not in parts.model.config.to_dict()
+
+
+# A run of classification
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    with private_cache(folder):
+        return train_toy(folder, tiny_model, "adapter=lora", "rank=4", "alpha=8", "train.num_train_epochs=4")
+
+
+def test_a_run_tells_what_it_trains_and_keeps_no_more(run: Path) -> None:
+    log = (run / "train.log").read_text()
+    assert "LoRA of rank 4 on query, value · " in log
+    figures = json.loads((run / "results.json").read_text())["diagnostics"]
+    trained = figures["trained_parameters"]
+    assert trained == 2 * (4 * 32 + 32 * 4) + 3 * 32 + 3  # A and B of two layers, and the head
+    assert f"{trained:,} trained" in log
+    (last,) = [path for path in (run / "checkpoints").iterdir() if path.name.startswith("step-")][-1:]
+    stored = load_file(last / "model.safetensors")
+    assert sum(tensor.numel() for tensor in stored.values()) == trained
+    card = (run / "model" / "README.md").read_text()
+    assert "library_name: peft" in card
+
+
+def test_predict_and_evaluate_read_the_adapter(run: Path, tmp_path: Path) -> None:
+    done("predict", run, "--input", run.parent / "test.csv", "--output", tmp_path / "p.jsonl")
+    before, after = read_jsonl(run / "predictions" / "test.jsonl"), read_jsonl(tmp_path / "p.jsonl")
+    assert [row["probabilities"] for row in after] == [row["probabilities"] for row in before]
+    scores = done("evaluate", run, "--data", run.parent / "test.csv", "--json").json
+    assert scores == json.loads((run / "results.json").read_text())["scores"]["test"]
+
+
+def test_several_adapters_stand_on_one_base(run: Path, tiny_model: Path) -> None:
+    other = train_toy(run.parent, tiny_model, "adapter=ia3", "baseline=none", "seed=2", output="other")
+    for folder in (run, other):
+        told = json.loads((folder / "model" / adapters.CONFIG).read_text())
+        assert told["base_model_name_or_path"] == str(tiny_model)
+    rows = [done("predict", folder, "--json", stdin="my parcel is late\n").out for folder in (run, other, run)]
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_export_merges_and_proves_it(run: Path, tmp_path: Path) -> None:
+    out = done("export", run, "--merge", "--output", tmp_path / "merged").out
+    assert "24 texts compared" in out
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(model), logits(classifier.load_trained(str(run / "model")).model), atol=1e-5)
+    assert not (tmp_path / "merged" / adapters.CONFIG).exists()
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "merged into its base" in card
+    (predicted,) = done("predict", tmp_path / "merged", "--json", stdin="my parcel is late\n").json
+    (wanted,) = done("predict", run, "--json", stdin="my parcel is late\n").json
+    assert predicted["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-3)  # in bf16
+    again = train_toy(tmp_path, tmp_path / "merged", "adapter=lora", "train.max_steps=1", "baseline=none")
+    assert (again / "model" / adapters.WEIGHTS).is_file()
+
+
+def test_an_export_that_differs_writes_nothing(run: Path, tmp_path: Path) -> None:
+    def spoilt(network: PreTrainedModel) -> None:
+        merge(network)
+        with torch.no_grad():
+            network.classifier.bias[0] += 0.01
+
+    merge = adapters.merge
+    with mock.patch.object(adapters, "merge", spoilt):
+        outcome = call("export", run, "--merge", "--output", tmp_path / "merged")
+    assert outcome.code == Exit.DIVERGED
+    assert "the merged model differs from the adapter" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_copies_the_model_and_its_card(run: Path, tmp_path: Path) -> None:
+    done("export", run, "--output", tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in (run / "model").iterdir()}
+    assert sha256(tmp_path / "copy" / adapters.WEIGHTS) == sha256(run / "model" / adapters.WEIGHTS)
+    taken = call("export", run, "--output", tmp_path / "copy")
+    assert taken.code == Exit.OUTPUT_TAKEN
+    done("predict", tmp_path / "copy", stdin="my parcel is late\n")
+    nothing = call("export", tmp_path / "copy", "--merge", "--output", tmp_path / "merged")
+    assert nothing.code == Exit.USAGE
+    assert "--data" in nothing.err
+
+
+def test_a_resumed_run_with_an_adapter_equals_a_straight_one(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    settings = ("adapter=lora", "rank=4", "adapter_dropout=0.1", "train.save_steps=1", "baseline=none")
+    straight = train_toy(tmp_path, tiny_model, *settings, output="straight")
+
+    def stop(loop: Trainer, *args: Any) -> None:
+        save(loop)
+        if loop.progress.step == 5:
+            raise Interrupted(Exit.INTERRUPTED, "stopped")
+
+    save = Trainer._save
+    with mock.patch.object(Trainer, "_save", stop), pytest.raises(AssertionError, match="stopped"):
+        train_toy(tmp_path, tiny_model, *settings, output="broken")
+    found, _ = checkpoint.newest(tmp_path / "broken" / "checkpoints")
+    assert found is not None
+    assert found.step == 5
+    resumed = train_toy(tmp_path, tiny_model, *settings, "--resume", output="broken")
+    assert sha256(resumed / "model" / adapters.WEIGHTS) == sha256(straight / "model" / adapters.WEIGHTS)
+    assert (resumed / "model" / adapters.CONFIG).read_text() == (straight / "model" / adapters.CONFIG).read_text()
+
+
+def test_a_run_is_not_resumed_on_another_base(tiny_model: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    settings = ("adapter=lora", "train.max_steps=2", "baseline=none")
+    train_toy(tmp_path, base, *settings)
+    stored = load_file(base / "model.safetensors")
+    save_file({name: tensor + 1e-3 for name, tensor in stored.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(AssertionError, match="is not the checkpoint that the run began with"):
+        train_toy(tmp_path, base, *settings, "--resume")
+    moved = call("predict", tmp_path / "run", stdin="late\n")
+    assert moved.code == Exit.BAD_DATA
+    assert "whose weights are others now" in moved.err
+    shutil.rmtree(base)
+    gone = call("predict", tmp_path / "run", stdin="late\n")
+    assert gone.code == Exit.NO_INPUT
+    assert f"is an adapter on {base}, which cannot be had" in gone.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"adapter": "none", "rank": 4}, "rank=4 is not read with adapter=none"),
+        ({"adapter": "ia3", "alpha": 4.0}, "alpha=4.0 is not read with adapter=ia3"),
+        ({"adapter": "lora", "target_modules": ["qery"]}, "did you mean query?"),
+        ({"adapter": "lora", "target_modules": ["classifier"]}, "target_modules=['classifier']: no layers of bert"),
+        ({"adapter": "lora", "target_modules": ["word_embeddings"]}, "no layers of bert that can be adapted"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], words: str, tiny_model: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        classifier.load(str(tiny_model), NAMES, seed=1, adapter=AdapterConfig(**settings))
+    assert caught.value.code == Exit.USAGE
+    assert words in str(caught.value)
+
+
+def test_all_linear_layers_may_be_adapted_but_for_the_head(tiny_model: Path) -> None:
+    config = adapted("lora", target_modules=["all-linear"])
+    model = classifier.load(str(tiny_model), NAMES, seed=1, adapter=config).model
+    adapted_layers = {name.partition(".lora_")[0] for name in learning(model) if ".lora_" in name}
+    assert len(adapted_layers) == 7  # six of the layer, and the pooler
+    assert "LoRA of rank 8 on 7 layers" in adapters.described(model)
+
+
+def test_without_peft_it_says_what_to_install(tiny_model: Path) -> None:
+    with mock.patch("importlib.util.find_spec", return_value=None), pytest.raises(UserError) as caught:
+        classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted("lora"))
+    assert caught.value.code == Exit.NO_INPUT
+    assert "finetune-recipes[adapters]" in str(caught.value)
+
+
+def test_an_adapter_is_not_put_on_an_adapter(run: Path) -> None:
+    with pytest.raises(UserError, match="merge it first"):
+        classifier.load(str(run / "model"), NAMES, seed=1, adapter=adapted("lora"))
+    whole = classifier.load(str(run / "model"), NAMES, seed=1)  # all weights may be trained on from it
+    assert not adapters.is_adapted(whole.model)
+    assert len(learning(whole.model)) == len(list(whole.model.parameters()))
+
+
+@pytest.mark.parametrize("what", ["damaged", "incomplete", "other"])
+def test_a_folder_that_is_not_whole_is_refused(what: str, run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run / "model", tmp_path / "model"))
+    stored = load_file(folder / adapters.WEIGHTS)
+    if what == "damaged":
+        (folder / adapters.WEIGHTS).write_bytes((folder / adapters.WEIGHTS).read_bytes()[:100])
+    elif what == "incomplete":
+        del stored["base_model.model.classifier.bias"]
+        save_file(stored, folder / adapters.WEIGHTS)
+    else:
+        told = json.loads((folder / adapters.CONFIG).read_text())
+        (folder / adapters.CONFIG).write_text(json.dumps(told | {"peft_type": "PREFIX_TUNING"}))
+    with pytest.raises(UserError) as caught:
+        classifier.load_trained(str(folder))
+    assert caught.value.code == Exit.BAD_DATA
