@@ -14,7 +14,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune.config import configclass, field
@@ -24,6 +24,7 @@ from finetune.terminal import size as size_of
 
 CONFIG = "adapter_config.json"  # peft's names of its two files
 WEIGHTS = "adapter_model.safetensors"
+GENERATION = "generation_config.json"
 BASE = "adapter_base"  # in config.json: what the adapter stands on
 NAME = "default"  # peft's name of a model's only adapter
 PREFIX = "base_model.model."  # of peft's names of tensors in a file
@@ -46,8 +47,8 @@ OWN_TARGETS = {
 OWN_SCALED = {"transformer": ["attention.output", "cross_attention.output", "narrow"], "rnn": ["readout"]}
 ALL_LINEAR = "all-linear"
 MOST_NAMES = 6  # layers that are told one by one
-AUTO_RATES = {"none": 1.0, "lora": 10.0, "dora": 10.0, "ia3": 30.0}
-TOLERANCE = 1e-5  # of a probability, between a model with its adapter and the merged one, in fp32
+AUTO_RATES = {"LORA": 10.0, "IA3": 30.0}
+TOLERANCE = 1e-4  # of a probability, between a model with its adapter and the merged one, in fp32
 BYTES_OF_TRAINED = 16  # fp32 weight, gradient, and AdamW's two moments
 
 
@@ -93,9 +94,10 @@ def check(config: AdapterConfig, model: str | None) -> None:
         raise UserError(Exit.USAGE, f"{what}\ngive model=NAME, or adapter=none")
 
 
-def auto_learning_rate(rate: float, config: AdapterConfig | None) -> float:
-    """Return the rate that `auto` stands for, where it is `rate` for all weights; AUTO_RATES says where from."""
-    return rate if config is None else float(f"{rate * AUTO_RATES[config.adapter]:.1g}")
+def auto_learning_rate(rate: float, model: nn.Module) -> float:
+    """Return the rate that `auto` stands for: `rate`, which is for all weights, or a multiple of it for an adapter."""
+    settings = _settings(model)
+    return rate if settings is None else float(f"{rate * AUTO_RATES[settings.peft_type]:.1g}")
 
 
 def wrap(network: PreTrainedModel, config: AdapterConfig, base: Base, new: Collection[str]) -> None:
@@ -132,10 +134,13 @@ def is_adapted(model: nn.Module) -> bool:
     return _settings(model) is not None
 
 
-def described(model: nn.Module) -> str:
-    """Return the size of a model in words, and of one with an adapter what is trained and the memory that takes."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    total, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+def described(model: nn.Module, total: int | None = None) -> str:
+    """Return the size of a model in words, and of one with an adapter what is trained and the memory that takes.
+
+    `total` is the number of parameters where some do not count.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters()) if total is None else total
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     text, settings = f"{total / 1e6:.1f} M parameters", _settings(model)
     if settings is None:
         return text
@@ -205,6 +210,8 @@ def attach(network: PreTrainedModel, folder: Path) -> None:
                 what = f"{folder}: {WEIGHTS} is of another adapter than {CONFIG} (they differ in {strange[0]})"
                 raise UserError(Exit.BAD_DATA, f"{what}; copy the folder again")
             peft.set_peft_model_state_dict(network, tensors, adapter_name=NAME)
+            if (folder / GENERATION).is_file():
+                network.generation_config = GenerationConfig.from_pretrained(folder)
     except SafetensorError as error:
         raise UserError(Exit.BAD_DATA, f"{folder / WEIGHTS} is damaged ({error}); copy the folder again") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -230,20 +237,34 @@ def merge(network: PreTrainedModel) -> None:
     for name, module in _wrappers(network).items():
         _put(network, name, module.modules_to_save[NAME])
     del network.peft_config
+    forget_base(network)
+    network.requires_grad_(True)
+
+
+def forget_base(network: PreTrainedModel) -> None:
+    """Take out of a model's config what an adapter stood on."""
     if hasattr(network.config, BASE):
         delattr(network.config, BASE)
-    network.requires_grad_(True)
 
 
 @torch.inference_mode()
 def largest_difference(first: nn.Module, second: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> float:
-    """Return the largest difference between the probabilities that two models give, over all places of all batches."""
+    """Return the largest difference between the probabilities that two models give, over all places of all batches.
+
+    Of encoders without an output layer, between their states.
+    """
     worst = 0.0
     for batch in batches:
-        one, other = (model(**batch).logits.float().softmax(dim=-1) for model in (first.eval(), second.eval()))
+        one, other = (_answer(model(**batch)) for model in (first.eval(), second.eval()))
         real = batch["attention_mask"].bool() if one.shape[:-1] == batch["attention_mask"].shape else slice(None)
         worst = max(worst, float((one - other)[real].abs().max()))
     return worst
+
+
+def _answer(output: Any) -> Tensor:
+    """Return the probabilities, or the states, (..., dim), of a model's output."""
+    found: Tensor = output.logits.softmax(dim=-1) if "logits" in output else output.last_hidden_state
+    return found
 
 
 # Which layers

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import adapters, cpu, hardware, pretrained, trainer
+from finetune import adapters, cpu, hardware, optim, pretrained, trainer
 from finetune.adapters import AdapterConfig
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad
 from finetune.data.columns import LabelMap
@@ -92,7 +92,6 @@ def load(model: str, labels: LabelMap, seed: int, adapter: AdapterConfig | None 
     last token.
     """
     source = pretrained.starting(model, adapter or AdapterConfig())
-    assert source is not None
     tokenizer = pretrained.load_tokenizer(source)
     torch.manual_seed(seed)  # before the model is made: the head's first weights are part of the seed
     names = dict(enumerate(labels.names))
@@ -142,8 +141,10 @@ def read_so(classifier: Classifier, max_length: int, on_long: OnLong) -> None:
 
 def resolve(classifier: Classifier, config: TrainConfig, rows: int) -> TrainConfig:
     """Return the settings with every `auto` replaced, for so many training rows."""
-    size = {"width": classifier.width, "rows": rows, "classes": len(classifier.labels.names)}
-    return trainer.resolve(config, **size, adapter=classifier.source.adapter)
+    classes = len(classifier.labels.names)
+    rate = adapters.auto_learning_rate(optim.auto_learning_rate(classifier.width, classes), classifier.model)
+    config = dataclasses.replace(config, learning_rate=rate) if config.learning_rate == "auto" else config
+    return trainer.resolve(config, width=classifier.width, rows=rows, classes=classes)
 
 
 def greater_is_better(metric: str) -> bool:

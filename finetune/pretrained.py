@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import pickle
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,25 @@ def locate(model: str) -> Source:
     return _on_hub(model)
 
 
-def starting(model: str | None, adapter: AdapterConfig) -> Source | None:
-    """Find the checkpoint that is trained, with an adapter or without; None where there is none.
+def starting(model: str, adapter: AdapterConfig) -> Source:
+    """Find the checkpoint that is trained, with an adapter or all of it.
 
-    Raises UserError as `locate` does, and 2 for an adapter that has nothing to stand on.
+    Raises UserError as `locate` does, and 2 for an adapter on another one.
     """
     adapters.check(adapter, model)
-    return None if model is None else dataclasses.replace(locate(model), adapter=adapter)
+    source = dataclasses.replace(locate(model), adapter=adapter)
+    if adapter.adapter != "none" and adapters.is_adapter(Path(source.path)):
+        what = f"model={model} is an adapter, and another one would stand on both"
+        raise UserError(Exit.USAGE, f"{what}\nmerge it: finetune export RUN --merge --output DIR, then model=DIR")
+    return source
+
+
+def starting_if_any(model: str | None, adapter: AdapterConfig) -> Source | None:
+    """Find the checkpoint that is trained, or None for random weights; raises UserError (2) for an adapter on those."""
+    if model is None:
+        adapters.check(adapter, model)
+        return None
+    return starting(model, adapter)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -107,20 +119,27 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PreTrainedModel:
     """Load weights as float32 into an Auto class; `settings` go to the model's config (labels, problem type).
 
-    The dtype is always explicit: a checkpoint in fp16 would otherwise be trained in fp16 and diverge. Of a folder with
-    an adapter the weights are those of its base. What is to be trained has its old adapter merged into it, and a new
-    one put into it where `source` says so.
+    The dtype is always explicit: a checkpoint in fp16 would otherwise be trained in fp16 and diverge. An adapter is put
+    into its base; it is merged into it where that is to be trained, or to become a model of another class. A new one is
+    put in where `source` says so.
     """
-    folder = Path(source.path)
-    weights = _base(folder) if adapters.is_adapter(folder) else source
+    folder, weights, whole = Path(source.path), source, None
+    if adapters.is_adapter(folder):
+        weights = base_of(folder)
     with _load_errors(source):
         config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False, **settings)
         if config.pad_token_id is None:  # GPT-2 refuses batches without one
             config.pad_token_id = tokenizer.pad_token_id
+        becomes_other = weights is not source and _class_of(auto_class, config) is not _made_as(folder)
+        if weights is not source and (becomes_other or source.adapter is not None):
+            whole = load_model(_made_as(folder), dataclasses.replace(source, adapter=None), tokenizer)
+            adapters.merge(whole)
+            auto_class = _class_of(auto_class, config)  # an Auto class wants a name
         model: PreTrainedModel
         model, found = auto_class.from_pretrained(
-            weights.path,
+            weights.path if whole is None else None,
             config=config,
+            state_dict=None if whole is None else whole.state_dict(),
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
@@ -134,10 +153,13 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
             f"model={source.name}: the tokenizer has {len(tokenizer):,} entries, the model {rows:,}; "
             "they do not belong together",
         )
-    if weights is not source:
+    if whole is not None:
+        adapters.forget_base(model)
+    elif weights is not source:
         adapters.attach(model, folder)
-    if source.adapter is not None:
-        _prepare_training(model, source, {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if source.adapter is not None and source.adapter.adapter != "none":
+        new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+        adapters.wrap(model, source.adapter, as_base(source), new)
     return model
 
 
@@ -149,19 +171,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def _prepare_training(model: PreTrainedModel, source: Source, new: Collection[str]) -> None:
-    """Merge the adapter that a checkpoint came with, and put in the one that it is trained with."""
-    old = adapters.is_adapted(model)
-    if source.adapter is None or (source.adapter.adapter != "none" and old):
-        what = f"model={source.name} is an adapter itself, and its base is not named by it alone"
-        raise UserError(Exit.USAGE, f"{what}\nmerge it first: finetune export RUN --merge --output DIR, then model=DIR")
-    if old:
-        adapters.merge(model)
-    if source.adapter.adapter != "none":
-        adapters.wrap(model, source.adapter, _as_base(source), new)
-
-
-def _as_base(source: Source) -> Base:
+def as_base(source: Source) -> Base:
     """Return how an adapter names the checkpoint that it stands on: on the Hub by its commit, else by its folder."""
     kind, _, commit = source.identity.partition(":")
     if kind == "revision":
@@ -171,7 +181,7 @@ def _as_base(source: Source) -> Base:
     return Base(path if source.name == source.path else source.name, source.identity, path, None)
 
 
-def _base(folder: Path) -> Source:
+def base_of(folder: Path) -> Source:
     """Find what the adapter in a folder stands on; raises UserError where it is missing, and 65 for other weights."""
     name, identity = adapters.base_of(folder)
     where = f"{folder} is an adapter on {name}"
@@ -185,6 +195,22 @@ def _base(folder: Path) -> Source:
     if identity is not None and found.identity != identity:
         what = f"{where}, whose weights are others now ({found.identity[:19]}..., not {identity[:19]}...)"
         raise UserError(Exit.BAD_DATA, f"{what}\nput those back that it was trained on")
+    return found
+
+
+def _class_of(auto_class: Any, config: PretrainedConfig) -> Any:
+    """Return the class that an Auto class makes of a config, or a class itself."""
+    mapping = getattr(auto_class, "_model_mapping", None)
+    found = auto_class if mapping is None else mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _made_as(folder: Path) -> Any:
+    """Return the class of transformers that a folder was saved as; raises UserError (65) where it is none."""
+    name = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise UserError(Exit.BAD_DATA, f"{folder / 'config.json'} names no model of transformers: {name!r}")
     return found
 
 
@@ -244,7 +270,8 @@ def _packaged_minilm() -> Source:
 
 
 def _local(folder: Path, model: str) -> Source:
-    _check_files(f"model={model}: the folder", [path.name for path in folder.iterdir()])
+    # The project's own models may have a tokenizer for each side.
+    _check_files(f"model={model}: the folder", [path.name for path in [*folder.iterdir(), *folder.glob("source/*")]])
     weights = folder / (adapters.WEIGHTS if adapters.is_adapter(folder) else "model.safetensors")
     return Source(model, str(folder), f"sha256:{sha256(weights)}" if weights.is_file() else "sharded or .bin weights")
 

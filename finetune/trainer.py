@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from finetune import adapters, checkpoint, hardware, optim, terminal
-from finetune.adapters import AdapterConfig
 from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, Order, Strategy, evaluation_batches, padded_tokens, share
 from finetune.errors import Exit, Interrupted, UserError
@@ -405,15 +404,12 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def resolve(
-    config: TrainConfig, *, width: int, rows: int, classes: int, adapter: AdapterConfig | None = None
-) -> TrainConfig:
+def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate and epochs by model and data, precision by hardware."""
     rate, epochs = config.learning_rate, config.num_train_epochs
-    automatic = adapters.auto_learning_rate(optim.auto_learning_rate(width, classes), adapter)
     return dataclasses.replace(
         config,
-        learning_rate=automatic if rate == "auto" else rate,
+        learning_rate=optim.auto_learning_rate(width, classes) if rate == "auto" else rate,
         num_train_epochs=(optim.auto_epochs(rows, update_size(config), classes, width) if epochs == "auto" else epochs),
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )

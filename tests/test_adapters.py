@@ -7,8 +7,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import tiny_seq2seq as tiny
 import torch
 from calling import call, done, private_cache, read_jsonl, sha256, train_toy
+from pretexts import write_mono, write_pairs
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -278,10 +280,11 @@ def test_without_peft_it_says_what_to_install(tiny_model: Path) -> None:
 
 
 def test_an_adapter_is_not_put_on_an_adapter(run: Path) -> None:
-    with pytest.raises(UserError, match="merge it first"):
+    with pytest.raises(UserError, match="merge it: finetune export"):
         classifier.load(str(run / "model"), NAMES, seed=1, adapter=adapted("lora"))
     whole = classifier.load(str(run / "model"), NAMES, seed=1)  # all weights may be trained on from it
     assert not adapters.is_adapted(whole.model)
+    assert adapters.BASE not in whole.model.config.to_dict()
     assert len(learning(whole.model)) == len(list(whole.model.parameters()))
 
 
@@ -300,3 +303,162 @@ def test_a_folder_that_is_not_whole_is_refused(what: str, run: Path, tmp_path: P
     with pytest.raises(UserError) as caught:
         classifier.load_trained(str(folder))
     assert caught.value.code == Exit.BAD_DATA
+
+
+# The other recipes: each trains, writes, and is merged
+
+
+BRIEF = ("search.beam_size=1", "search.max_new_tokens=6")
+LORA = ("adapter=lora", "train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true")
+
+
+def trained(recipe: str, folder: Path, *settings: object) -> Path:
+    """Train by a recipe with an adapter, and check what every such run has."""
+    with private_cache(folder):
+        outcome = done("train", recipe, *settings, *LORA, f"output_dir={folder / 'run'}")
+    assert "LoRA of rank 8 on " in outcome.err
+    names = {path.name for path in (folder / "run" / "model").iterdir()}
+    assert {adapters.CONFIG, adapters.WEIGHTS, "config.json", "README.md"} <= names
+    assert "model.safetensors" not in names
+    return folder / "run"
+
+
+def merged(run: Path, *options: object) -> Path:
+    """Merge the adapter of a run, after it has been changed by much; export itself proves that it is the same."""
+    weights = run / "model" / adapters.WEIGHTS
+    torch.manual_seed(5)
+    stored = load_file(weights)
+    save_file({name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in stored.items()}, weights)
+    output = run.parent / "merged"
+    found = done("export", run, "--merge", "--output", output, *options, "--json").json
+    assert found["largest_difference"] <= found["tolerance"]
+    assert (output / "model.safetensors").is_file()
+    return output
+
+
+def test_generation_with_an_adapter(tiny_gpt2: Path, tmp_path: Path) -> None:
+    text = write_mono(tmp_path, "en", 40)
+    files = (f"data.train={text}", f"data.validation={text}", f"data.test={text}", "baseline=none", "samples=0")
+    run = trained("gpt2_generation", tmp_path, *files, f"model={tiny_gpt2}", "max_length=32")
+    one = done("generate", run, "--prompt", "ba", "--seed", "1", "--max-new-tokens", "5", "--json").json
+    assert len(one["texts"]) == 1
+    output = merged(run)
+    prompt = ("--prompt", "ba", "--temperature", "0", "--max-new-tokens", "5")
+    assert done("generate", run, *prompt).out == done("generate", output, *prompt).out
+    assert done("evaluate", run, "--data", text, "--json").json["bits_per_byte"]["value"] == pytest.approx(
+        done("evaluate", output, "--data", text, "--json").json["bits_per_byte"]["value"], rel=1e-3
+    )
+
+
+def test_pretraining_of_gpt2_goes_on_with_an_adapter_and_not_from_random_weights(
+    tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    text = write_mono(tmp_path, "en", 40)
+    files: tuple[object, ...] = (
+        f"data.train={text}",
+        f"data.test={text}",
+        "baseline=none",
+        "samples=0",
+        "max_length=32",
+    )
+    merged(trained("gpt2_pretraining", tmp_path, *files, f"model={tiny_gpt2}"))
+    refused = call("train", "gpt2_pretraining", *files, "adapter=lora", f"output_dir={tmp_path / 'no'}")
+    assert refused.code == Exit.USAGE
+    assert "random weights would stay random" in refused.err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("objective", ["mlm", "distil"])
+def test_pretraining_of_bert_goes_on_with_an_adapter(objective: str, tiny_model: Path, tmp_path: Path) -> None:
+    for language in ("en", "it"):
+        write_mono(tmp_path, language, 40)
+    write_pairs(tmp_path, "it", 60)
+    mono = f"{tmp_path}/mono.{{language}}.txt"
+    files = {
+        "mlm": (f"data.train={mono}", f"data.test={mono}"),
+        "distil": (f"data.parallel={tmp_path}/parallel.en-{{language}}.jsonl.gz", f"teacher={tiny_model}"),
+    }[objective]
+    settings = ("train_languages=[en,it]", f"objective={objective}", f"model={tiny_model}", "max_length=32")
+    run = trained("bert_pretraining", tmp_path, *files, *settings)
+    if objective == "mlm":
+        assert done("evaluate", run, "--data", tmp_path / "mono.en.txt", "--json").json["loss"]["value"] > 0
+    merged(run, "--data", tmp_path / "mono.en.txt")
+    for wrong in ("vocabulary.train=true", "network.trained=embeddings", "network.pooler=identity"):
+        place = f"output_dir={tmp_path / 'no'}"
+        refused = call("train", "bert_pretraining", *files, *settings, "adapter=lora", wrong, place)
+        assert refused.code == Exit.USAGE
+        assert "an adapter cannot hold that" in refused.err
+    # The adapter becomes part of a model of another class.
+    parts = classifier.load(str(run / "model"), NAMES, seed=1)
+    base = classifier.load(str(tiny_model), NAMES, seed=1)
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert set(parts.model.state_dict()) == set(base.model.state_dict())
+    assert not torch.allclose(parts.model.state_dict()[query], base.model.state_dict()[query], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5", "gpt2"])
+def test_summaries_with_an_adapter(family: str, tiny_gpt2: Path, tmp_path: Path) -> None:
+    model = {"bart": lambda: tiny.bart(tmp_path / "bart"), "t5": lambda: tiny.t5(tmp_path / "t5")}.get(
+        family, lambda: tiny_gpt2
+    )()
+    brief: tuple[str, ...] = ("baseline=none", "generation.max_new_tokens=8", "generation.num_beams=1")
+    if family == "gpt2":
+        brief = (*brief, "max_source_length=24", "max_target_length=12", "prompt_end=:")
+    run = trained("summarization", tmp_path, *tiny.pair_files(tmp_path, 32), f"model={model}", *brief)
+    output = merged(run)
+    question = ("--input", tmp_path / "test.jsonl", "--source-column", "text", "--json")
+    texts = [[row["predicted"] for row in done("predict", one, *question).json] for one in (run, output)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("architecture", ["transformer", "rnn"])
+def test_a_model_of_the_project_goes_on_with_an_adapter(architecture: str, tmp_path: Path) -> None:
+    shape = (
+        f"network.architecture={architecture}", "network.hidden_size=16", "network.intermediate_size=32",
+        "vocabulary.kind=word", "vocabulary.min_frequency=1", "vocabulary.shared=false",
+    )  # fmt: skip
+    files = (*tiny.pair_files(tmp_path, 32), "task=transduction", "baseline=none", *BRIEF)
+    loop = ("train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true")
+    done("train", "seq2seq", *files, *shape, *loop, f"output_dir={tmp_path / 'base'}")
+    model = tmp_path / "base" / "model"
+    run = trained("seq2seq", tmp_path, *files, f"model={model}")
+    rate = {"transformer": 0.004, "rnn": 0.008}[architecture]  # a tenth of that for random weights, times ten
+    assert f"learning_rate={rate} (auto)" in (run / "train.log").read_text()
+    question = ("--input", tmp_path / "test.jsonl", "--source-column", "text", "--json")
+    written = [row["predicted"] for row in done("predict", run, *question).json]
+    assert written == [row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")]
+    merged(run)
+    refused = call("train", "seq2seq", *files, shape[1], f"model={model}", f"output_dir={tmp_path / 'no'}")
+    assert refused.code == Exit.USAGE
+    assert "settings of network are for random weights" in refused.err
+
+
+def test_a_model_of_the_project_goes_on_without_an_adapter(tmp_path: Path) -> None:
+    shape = ("network.hidden_size=16", "network.intermediate_size=32", "vocabulary.kind=word")
+    files = (*tiny.pair_files(tmp_path, 32), "task=transduction", "baseline=none", *BRIEF)
+    loop = ("train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true")
+    done("train", "seq2seq", *files, *shape, *loop, f"output_dir={tmp_path / 'base'}")
+    model = tmp_path / "base" / "model"
+    same = ("train.learning_rate=1e-30", f"model={model}", f"output_dir={tmp_path / 'on'}")
+    done("train", "seq2seq", *files, *loop, *same)
+    one, other = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "on" / "model"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    longer = call("train", "seq2seq", *files, "max_source_length=2000", *same[1:2], f"output_dir={tmp_path / 'no'}")
+    assert longer.code == Exit.USAGE
+    assert "give shorter ones" in longer.err
+
+
+@pytest.mark.parametrize("architecture", ["seq2seq", "bert2gpt"])
+def test_summaries_from_new_weights_take_no_adapter(architecture: str, tmp_path: Path) -> None:
+    files = tiny.pair_files(tmp_path, 32)
+    refused = call(
+        "train",
+        "summarization",
+        *files,
+        f"architecture={architecture}",
+        "adapter=lora",
+        f"output_dir={tmp_path / 'no'}",
+    )
+    assert refused.code == Exit.USAGE
+    assert "give model=NAME" in refused.err
