@@ -182,10 +182,12 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
     Raises UserError (65) where the folder does not say it.
     """
-    told = read_json(folder / "config.json").get(BASE)
+    try:
+        told, stored = read_json(folder / "config.json").get(BASE), dict(read_json(folder / CONFIG))
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(Exit.BAD_DATA, f"{folder}: config.json or {CONFIG} is damaged; copy the folder again") from None
     if isinstance(told, Mapping) and isinstance(told.get("name"), str):
         return told["name"], told.get("identity")
-    stored = read_json(folder / CONFIG)
     name, revision = stored.get("base_model_name_or_path"), stored.get("revision")
     if not isinstance(name, str) or not name:
         raise UserError(Exit.BAD_DATA, f"{folder / CONFIG} does not say which model the adapter stands on")

@@ -9,16 +9,23 @@ from unittest import mock
 import pytest
 import tiny_seq2seq as tiny
 import torch
-from calling import call, done, private_cache, read_jsonl, sha256, train_toy
+from calling import call, done, private_cache, read_jsonl, sha256, train_toy, write_csv
+from conftest import toy_rows
 from pretexts import write_mono, write_pairs
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from finetune import adapters, checkpoint, classifier, optim
-from finetune.adapters import AdapterConfig
+from finetune.adapters import AdapterConfig, Base
 from finetune.data.columns import LabelMap
 from finetune.errors import Exit, Interrupted, UserError
+from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel
 from finetune.trainer import Trainer
 
 NAMES = LabelMap(("a", "b", "c"))
@@ -125,6 +132,33 @@ def test_a_merged_model_is_plain_and_gives_the_same(kind: str, tiny_model: Path)
     assert learning(parts.model) == learning(plain)
     assert torch.allclose(logits(parts.model), wanted, atol=1e-5)
     assert adapters.BASE not in parts.model.config.to_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["gpt2", "bart", "transformer", "rnn"])
+def test_each_kind_on_each_architecture_comes_back_and_is_merged(
+    kind: str, family: str, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    inputs = INPUTS if family == "gpt2" else INPUTS | {"decoder_input_ids": INPUTS["input_ids"]}
+    auto = AutoModelForCausalLM if family == "gpt2" else AutoModelForSeq2SeqLM
+    if family in {"transformer", "rnn"}:
+        torch.manual_seed(1)
+        size = {"source_vocab_size": 20, "target_vocab_size": 20, "hidden_size": 16}
+        Seq2SeqModel(Seq2SeqConfig(**size, architecture=family)).save_pretrained(tmp_path / "base")
+    base = tiny_gpt2 if family == "gpt2" else tiny.bart(tmp_path / "bart") if family == "bart" else tmp_path / "base"
+    first, again = (auto.from_pretrained(base).eval() for _ in range(2))
+    before = first(**inputs).logits
+    adapters.wrap(first, adapted(kind), Base(str(base), "sha256:0", str(base), None), new=())
+    assert torch.allclose(first(**inputs).logits, before, atol=1e-5)
+    perturb(first)
+    wanted = first(**inputs).logits
+    assert not torch.allclose(wanted, before, atol=1e-3)
+    adapters.save(first, tmp_path)
+    adapters.attach(again, tmp_path)
+    assert torch.equal(again.eval()(**inputs).logits, wanted)
+    adapters.merge(first)
+    assert torch.allclose(first(**inputs).logits.softmax(dim=-1), wanted.softmax(dim=-1), atol=1e-5)
+    assert set(first.state_dict()) == set(auto.from_pretrained(base).state_dict())
 
 
 # A run of classification
@@ -303,6 +337,20 @@ def test_a_folder_that_is_not_whole_is_refused(what: str, run: Path, tmp_path: P
     with pytest.raises(UserError) as caught:
         classifier.load_trained(str(folder))
     assert caught.value.code == Exit.BAD_DATA
+
+
+def test_an_adapter_that_was_trained_on_english_is_scored_in_italian(tiny_model: Path, tmp_path: Path) -> None:
+    for name, rows, seed in (("en.train", 24, 0), ("en.validation", 12, 1), ("en.test", 12, 2), ("it.test", 12, 2)):
+        write_csv(tmp_path / f"{name}.csv", toy_rows(rows, seed))
+    files = [f"data.{part}={tmp_path}/{{language}}.{part}.csv" for part in ("train", "validation", "test")]
+    run = trained(
+        "mbert_crosslingual", tmp_path, *files, f"model={tiny_model}", "freeze_embeddings=true", "max_length=32"
+    )
+    figures = json.loads((run / "results.json").read_text())["diagnostics"]
+    assert figures["trained_parameters"] == 2 * 2 * 8 * 32 + 3 * 32 + 3
+    found = done("crosslingual", run, "--data", f"{tmp_path}/{{language}}.test.csv", "--languages", "it", "--json").json
+    assert set(found["languages"]) == {"it"}
+    merged(run)
 
 
 # The other recipes: each trains, writes, and is merged
