@@ -116,7 +116,8 @@ def wrap(network: PreTrainedModel, config: AdapterConfig, base: Base, new: Colle
         "fan_in_fan_out": any(isinstance(network.get_submodule(name), Conv1D) for name in matched),
     }  # fmt: skip
     if config.adapter == "ia3":
-        inputs = [name for name in targets if name in _scaled_inputs(network)]
+        scaled = _scaled_inputs(network)
+        inputs = [name for name in targets if any(_ending([name], end) for end in scaled)]
         made = peft.IA3Config(feedforward_modules=inputs, **settings)
     else:
         made = peft.LoraConfig(
@@ -250,23 +251,31 @@ def forget_base(network: PreTrainedModel) -> None:
 
 
 @torch.inference_mode()
-def largest_difference(first: nn.Module, second: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> float:
+def largest_difference(
+    first: PreTrainedModel, second: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+) -> float:
     """Return the largest difference between the probabilities that two models give, over all places of all batches.
 
     Of encoders without an output layer, between their states.
     """
     worst = 0.0
     for batch in batches:
-        one, other = (_answer(model(**batch)) for model in (first.eval(), second.eval()))
+        one, other = (_answer(model, batch) for model in (first.eval(), second.eval()))
         real = batch["attention_mask"].bool() if one.shape[:-1] == batch["attention_mask"].shape else slice(None)
-        worst = max(worst, float((one - other)[real].abs().max()))
+        gap = float((one - other)[real].abs().max())
+        worst = gap if not gap <= worst else worst  # NaN, too
     return worst
 
 
-def _answer(output: Any) -> Tensor:
-    """Return the probabilities, or the states, (..., dim), of a model's output."""
-    found: Tensor = output.logits.softmax(dim=-1) if "logits" in output else output.last_hidden_state
-    return found
+def _answer(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the probabilities of a batch, or the states, (..., dim)."""
+    output = model(**batch)
+    if "logits" not in output:
+        states: Tensor = output.last_hidden_state
+        return states
+    logits: Tensor = output.logits
+    several = model.config.problem_type == "multi_label_classification"
+    return logits.sigmoid() if several else logits.softmax(dim=-1)
 
 
 # Which layers
@@ -310,7 +319,10 @@ def _targets(network: PreTrainedModel, config: AdapterConfig, whole: Collection[
         raise UserError(
             Exit.USAGE, f"{what} layers of {kind} that can be adapted{hint} (known: {', '.join(ends)}, {ALL_LINEAR})"
         )
-    return found
+    names = [name for name, _ in network.named_modules()]
+    # An end that also fits what is closed is spelt out.
+    spelt = ([end] if {*_ending(names, end)} <= {*open_} else _ending(open_, end) for end in found)
+    return [name for several in spelt for name in several]
 
 
 def _usual(network: PreTrainedModel, kind: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Adapters: equal to the base at first, trained alone, saved alone, attached again, merged; with every recipe."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune import adapters, checkpoint, classifier, optim
+from finetune import adapters, checkpoint, classifier, optim, pretrained
 from finetune.adapters import AdapterConfig, Base
 from finetune.data.columns import LabelMap
 from finetune.errors import Exit, Interrupted, UserError
@@ -304,6 +305,29 @@ def test_all_linear_layers_may_be_adapted_but_for_the_head(tiny_model: Path) -> 
     adapted_layers = {name.partition(".lora_")[0] for name in learning(model) if ".lora_" in name}
     assert len(adapted_layers) == 7  # six of the layer, and the pooler
     assert "LoRA of rank 8 on 7 layers" in adapters.described(model)
+
+
+def test_an_output_layer_whose_weight_is_read_directly_is_left_alone(tmp_path: Path) -> None:
+    size = {"source_vocab_size": 20, "target_vocab_size": 20, "hidden_size": 16, "tie_embeddings": "none"}
+    model = Seq2SeqModel(Seq2SeqConfig(**size))
+    adapters.wrap(model, adapted("lora", target_modules=["output"]), Base("x", "sha256:0", "x", None), new=())
+    touched = {name.partition(".lora_")[0] for name in learning(model)}
+    assert "output" not in touched
+    assert len(touched) == 9  # the attentions of three layers that read and three that write
+    assert all(name.endswith("attention.output") for name in touched)
+
+
+def test_a_base_on_the_hub_is_named_by_its_commit() -> None:
+    found = pretrained.as_base(pretrained.Source("org/model@main", "/cache/abc", "revision:abc"))
+    assert found == Base("org/model@abc", "revision:abc", "org/model", "abc")
+
+
+def test_a_difference_that_is_nan_is_not_taken_for_none(tiny_model: Path) -> None:
+    one, other = (classifier.load(str(tiny_model), NAMES, seed=1).model for _ in range(2))
+    assert adapters.largest_difference(one, other, [INPUTS]) == 0.0
+    with torch.no_grad():
+        other.classifier.bias[0] = float("nan")
+    assert math.isnan(adapters.largest_difference(one, other, [INPUTS]))
 
 
 def test_without_peft_it_says_what_to_install(tiny_model: Path) -> None:
