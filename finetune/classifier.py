@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import cpu, hardware, pretrained
+from finetune import adapters, cpu, hardware, optim, pretrained, trainer
+from finetune.adapters import AdapterConfig
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad, pad_and_mask
 from finetune.data.columns import LabelMap
-from finetune.data.encode import Encoded
+from finetune.data.encode import Encoded, OnLong
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.first_token import read_only_first_token
 from finetune.metrics import DEFINITIONS, LOWER_IS_BETTER
@@ -53,13 +54,13 @@ class Classifier:
 
     def save(self, folder: Path) -> None:
         """Write weights, config with the label names, and tokenizer, so that from_pretrained loads them."""
-        self.model.save_pretrained(folder)
+        pretrained.save_model(self.model, folder)
         self.tokenizer.save_pretrained(folder)
 
     @property
     def described(self) -> str:
         """Return name and size in a few words."""
-        return f"{self.source.name} · {self.parameters / 1e6:.1f} M parameters"
+        return f"{self.source.name} · {adapters.described(self.model)}"
 
     @property
     def parameters(self) -> int:
@@ -84,13 +85,13 @@ class Fitting:
     upwards: bool
 
 
-def load(model: str, labels: LabelMap, seed: int) -> Classifier:
-    """Load a checkpoint for fine-tuning; a head that it lacks is drawn from `seed`.
+def load(model: str, labels: LabelMap, seed: int, adapter: AdapterConfig | None = None) -> Classifier:
+    """Load a checkpoint for fine-tuning; a head that it lacks is drawn from `seed`, and so is an adapter.
 
     For BERT the head is a linear layer on the pooled [CLS] vector (Devlin et al. 2019, section 4.1); GPT-2 reads the
     last token.
     """
-    source = pretrained.locate(model)
+    source = pretrained.starting(model, adapter or AdapterConfig())
     tokenizer = pretrained.load_tokenizer(source)
     torch.manual_seed(seed)  # before the model is made: the head's first weights are part of the seed
     names = dict(enumerate(labels.names))
@@ -127,14 +128,23 @@ def load_trained(folder: str) -> Classifier:
     )
 
 
-def check_length(classifier: Classifier, max_length: int) -> None:
-    """Refuse a max_length beyond the model's context."""
+def read_so(classifier: Classifier, max_length: int, on_long: OnLong) -> None:
+    """Note in the model's config how texts are read; raises UserError (2) for a max_length beyond its context."""
     if max_length > classifier.context:
         raise UserError(
             Exit.USAGE,
             f"max_length={max_length} is more than the {classifier.context} tokens that {classifier.source.name} "
             f"can read; give max_length={classifier.context}, and data.on_long=window for longer texts",
         )
+    pretrained.remember_settings(classifier.model, {"max_length": max_length, "data.on_long": on_long})
+
+
+def resolve(classifier: Classifier, config: TrainConfig, rows: int) -> TrainConfig:
+    """Return the settings with every `auto` replaced, for so many training rows."""
+    classes = len(classifier.labels.names)
+    rate = adapters.auto_learning_rate(optim.auto_learning_rate(classifier.width, classes), classifier.model)
+    config = dataclasses.replace(config, learning_rate=rate) if config.learning_rate == "auto" else config
+    return trainer.resolve(config, width=classifier.width, rows=rows, classes=classes)
 
 
 def greater_is_better(metric: str) -> bool:

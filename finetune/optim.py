@@ -14,6 +14,7 @@ from finetune.errors import Exit, UserError
 
 LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
 WORD_EMBEDDINGS = re.compile(r"(?:^|\.)(?:word_embeddings|wte|embed_tokens|shared)\.weight$")
+SCALES = re.compile(r"\.ia3_l\.")
 PAPER_WIDTH = 768
 PAPER_LEARNING_RATE = 2e-5
 PAPER_EPOCHS = 3
@@ -70,14 +71,15 @@ def freeze(model: nn.Module, layers: int, *, word_embeddings: bool = False) -> i
     if word_embeddings and not words:
         raise UserError(Exit.USAGE, "freeze_embeddings=true: no word embeddings are known in this model; give false")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_((layers == 0 or depths[name] > layers) and name not in words)
+        if (layers > 0 and depths[name] <= layers) or name in words:
+            parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
-    """Split trained parameters by weight decay (none for biases and norms) and by layer.
+    """Split trained parameters by weight decay (none for biases, norms and IA3's scales around 1) and by layer.
 
     With `layer_decay` d < 1 a parameter n layers below the head learns at d**n of the rate (Howard and Ruder 2018,
     section 3.2, as used for BERT by Sun et al. 2019, section 5.3.2).
@@ -88,7 +90,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        decay = weight_decay if parameter.ndim >= 2 and not SCALES.search(name) else 0.0
         rate = learning_rate * layer_decay ** (top - depths[name])
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)  # type: ignore[attr-defined]

@@ -15,7 +15,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import hub
+from finetune import adapters, hub
+from finetune.adapters import AdapterConfig, Base
 from finetune.checkpoint import sha256
 from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.errors import Exit, UserError
@@ -40,17 +41,24 @@ WEIGHT_SUFFIXES = {
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SETTINGS_KEY = "finetune"  # in a model's task_specific_params
 SMALL_SUFFIXES = {".json", ".txt", ".model"}  # of tokenizers, settings and lists of shards
-WEIGHTS = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"))
+WEIGHTS = (
+    re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"),
+    re.compile(re.escape(adapters.WEIGHTS)),
+)  # fmt: skip
 COUNT_FROM_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert"}  # the first position is pad_token_id + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a checkpoint is: its name as it was given, its folder, and its identity for the record."""
+    """Where a checkpoint is: its name as it was given, its folder, and its identity for the record.
+
+    `adapter` says how it is to be trained; None where it is only used.
+    """
 
     name: str
     path: str
     identity: str
+    adapter: AdapterConfig | None = None
 
 
 def locate(model: str) -> Source:
@@ -73,6 +81,27 @@ def locate(model: str) -> Source:
     return _on_hub(model)
 
 
+def starting(model: str, adapter: AdapterConfig) -> Source:
+    """Find the checkpoint that is trained, with an adapter or all of it.
+
+    Raises UserError as `locate` does, and 2 for an adapter on another one.
+    """
+    adapters.check(adapter, model)
+    source = dataclasses.replace(locate(model), adapter=adapter)
+    if adapter.adapter != "none" and adapters.is_adapter(Path(source.path)):
+        what = f"model={model} is an adapter, and another one would stand on both"
+        raise UserError(Exit.USAGE, f"{what}\nmerge it: finetune export RUN --merge --output DIR, then model=DIR")
+    return source
+
+
+def starting_if_any(model: str | None, adapter: AdapterConfig) -> Source | None:
+    """Find the checkpoint that is trained, or None for random weights; raises UserError (2) for an adapter on those."""
+    if model is None:
+        adapters.check(adapter, model)
+        return None
+    return starting(model, adapter)
+
+
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint; one without a pad token (GPT-2) pads with its end-of-text token."""
     with _load_errors(source):
@@ -90,19 +119,32 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PreTrainedModel:
     """Load weights as float32 into an Auto class; `settings` go to the model's config (labels, problem type).
 
-    The dtype is always explicit: a checkpoint in fp16 would otherwise be trained in fp16 and diverge.
+    The dtype is always explicit: a checkpoint in fp16 would otherwise be trained in fp16 and diverge. An adapter is put
+    into its base; it is merged into it where that is to be trained, or to become a model of another class. A new one is
+    put in where `source` says so.
     """
+    folder, weights, whole = Path(source.path), source, None
+    if adapters.is_adapter(folder):
+        weights = base_of(folder)
     with _load_errors(source):
         config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False, **settings)
         if config.pad_token_id is None:  # GPT-2 refuses batches without one
             config.pad_token_id = tokenizer.pad_token_id
-        model: PreTrainedModel = auto_class.from_pretrained(
-            source.path,
+        becomes_other = weights is not source and _class_of(auto_class, config) is not _made_as(folder)
+        if weights is not source and (becomes_other or source.adapter is not None):
+            whole = load_model(_made_as(folder), dataclasses.replace(source, adapter=None), tokenizer)
+            adapters.merge(whole)
+            auto_class = _class_of(auto_class, config)  # an Auto class wants a name
+        model: PreTrainedModel
+        model, found = auto_class.from_pretrained(
+            weights.path if whole is None else None,
             config=config,
+            state_dict=None if whole is None else whole.state_dict(),
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -111,7 +153,65 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
             f"model={source.name}: the tokenizer has {len(tokenizer):,} entries, the model {rows:,}; "
             "they do not belong together",
         )
+    if whole is not None:
+        adapters.forget_base(model)
+    elif weights is not source:
+        adapters.attach(model, folder)
+    if source.adapter is not None and source.adapter.adapter != "none":
+        new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+        adapters.wrap(model, source.adapter, as_base(source), new)
     return model
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write weights and config so that from_pretrained loads them, or an adapter alone so that peft does."""
+    if adapters.is_adapted(model):
+        adapters.save(model, folder)
+    else:
+        model.save_pretrained(folder)
+
+
+def as_base(source: Source) -> Base:
+    """Return how an adapter names the checkpoint that it stands on: on the Hub by its commit, else by its folder."""
+    kind, _, commit = source.identity.partition(":")
+    if kind == "revision":
+        name = source.name.partition("@")[0]
+        return Base(f"{name}@{commit}", source.identity, name, commit)
+    path = str(Path(source.path).absolute())
+    return Base(path if source.name == source.path else source.name, source.identity, path, None)
+
+
+def base_of(folder: Path) -> Source:
+    """Find what the adapter in a folder stands on; raises UserError where it is missing, and 65 for other weights."""
+    name, identity = adapters.base_of(folder)
+    where = f"{folder} is an adapter on {name}"
+    try:
+        found = locate(name)
+    except UserError as error:
+        what = f"{where}, which cannot be had: {str(error).splitlines()[0]}"
+        raise UserError(
+            error.code, f"{what}\nput it back, or write where it is now into {folder / 'config.json'} ({adapters.BASE})"
+        ) from None
+    if identity is not None and found.identity != identity:
+        what = f"{where}, whose weights are others now ({found.identity[:19]}..., not {identity[:19]}...)"
+        raise UserError(Exit.BAD_DATA, f"{what}\nput those back that it was trained on")
+    return found
+
+
+def _class_of(auto_class: Any, config: PretrainedConfig) -> Any:
+    """Return the class that an Auto class makes of a config, or a class itself."""
+    mapping = getattr(auto_class, "_model_mapping", None)
+    found = auto_class if mapping is None else mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _made_as(folder: Path) -> Any:
+    """Return the class of transformers that a folder was saved as; raises UserError (65) where it is none."""
+    name = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise UserError(Exit.BAD_DATA, f"{folder / 'config.json'} names no model of transformers: {name!r}")
+    return found
 
 
 @contextmanager
@@ -170,8 +270,9 @@ def _packaged_minilm() -> Source:
 
 
 def _local(folder: Path, model: str) -> Source:
-    _check_files(f"model={model}: the folder", [path.name for path in folder.iterdir()])
-    weights = folder / "model.safetensors"
+    # The project's own models may have a tokenizer for each side.
+    _check_files(f"model={model}: the folder", [path.name for path in [*folder.iterdir(), *folder.glob("source/*")]])
+    weights = folder / (adapters.WEIGHTS if adapters.is_adapter(folder) else "model.safetensors")
     return Source(model, str(folder), f"sha256:{sha256(weights)}" if weights.is_file() else "sharded or .bin weights")
 
 

@@ -124,14 +124,14 @@ class Run:
     def start(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Make and lock the folder, write config.yaml and environment.json, and begin train.log.
 
-        Raises UserError: 73 where another process holds the folder, 2 where a resumed run has other data.
+        Raises UserError: 73 where another process holds the folder, 2 where a resumed run has another model or data.
         """
         self._make_folder()
         self._take_lock()
         if self._overwrite and not self.resume:
             self._clear()
         if self.resume:
-            self._check_same_data(environment["data_sha256"])
+            self._check_same(environment)
         write_atomic(self.config_file, to_yaml(dict(config)).encode())
         write_atomic(self.folder / "environment.json", _json(environment, indent=2))
         lines, self._log = self._log or [], None
@@ -312,9 +312,13 @@ class Run:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         write_atomic(self.folder / ".holder.json", _json(holder))
 
-    def _check_same_data(self, hashes: Mapping[str, str]) -> None:
-        path = self.folder / "environment.json"
-        before = read_json(path)["data_sha256"] if path.is_file() else hashes
+    def _check_same(self, environment: Mapping[str, Any]) -> None:
+        path, hashes = self.folder / "environment.json", environment["data_sha256"]
+        stored = read_json(path) if path.is_file() else environment
+        if stored.get("model") != environment.get("model"):  # a checkpoint may hold no more than an adapter
+            what = f"--resume: model={environment.get('model')} is not the checkpoint that the run began with"
+            raise UserError(Exit.USAGE, f"{what} ({stored.get('model')}); put it back, or train into a new output_dir")
+        before = stored["data_sha256"]
         changed = sorted(name for name in {*before, *hashes} if before.get(name) != hashes.get(name))
         if changed:
             raise UserError(

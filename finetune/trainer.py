@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune import checkpoint, hardware, optim, terminal
+from finetune import adapters, checkpoint, hardware, optim, terminal
 from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, Order, Strategy, evaluation_batches, padded_tokens, share
 from finetune.errors import Exit, Interrupted, UserError
@@ -446,10 +446,16 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's tensors, each storage once (tied embeddings have two names)."""
+    """Return the model's tensors, each storage once (tied embeddings have two names).
+
+    Of one with an adapter only what is trained: the rest comes from its base.
+    """
+    tensors = model.state_dict()
+    if adapters.is_adapted(model):
+        tensors = {name: tensors[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
     seen: set[int] = set()
     unique: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         if tensor.data_ptr() not in seen or tensor.numel() == 0:
             unique[name] = tensor
             seen.add(tensor.data_ptr())

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune import classifier, evaluation, hardware, optim, trainer
+from finetune import classifier, evaluation, hardware, optim
+from finetune.adapters import AdapterConfig
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, digests, read_splits
 from finetune.data.encode import encode
-from finetune.pretrained import remember_settings
 from finetune.report import opening, scoring
 from finetune.report.card import model_card
 from finetune.report.results import Conclusion, System, conclude, judge, run_baselines
@@ -30,6 +30,7 @@ class Config:
     model: str = field("google-bert/bert-base-uncased", "Hub name, local folder, mini-mbert or minilm")
     data: DataConfig = field(DataConfig, "files and columns")
     max_length: Annotated[int, Field(gt=2)] = field(128, "tokens of a text; data.on_long says what happens beyond")
+    peft: AdapterConfig = field(AdapterConfig, "few new weights in place of the checkpoint's own")
     frozen_layers: Annotated[int, Field(ge=0)] = field(0, "lowest layers, with the embeddings, that are not trained")
     layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = field(1.0, "rate of a layer relative to the one above")
     label_smoothing_factor: Fraction = field(0.0, "probability mass that the loss moves off the gold label")
@@ -50,14 +51,13 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     labels = LabelMap.learn(splits["train"], config.data.multi_label)
     targets = {name: labels.encode(split) for name, split in splits.items()}
     found = opening.say_data(run, config.data, splits, labels)
-    parts = classifier.load(config.model, labels, config.seed)
-    classifier.check_length(parts, config.max_length)
-    remember_settings(parts.model, {"max_length": config.max_length, "data.on_long": config.data.on_long})
+    parts = classifier.load(config.model, labels, config.seed, config.peft)
+    classifier.read_so(parts, config.max_length, config.data.on_long)
     encoded = {n: encode(s, parts.tokenizer, config.max_length, config.data.on_long) for n, s in splits.items()}
     found |= opening.say_lengths(run, encoded, config.max_length, config.data.on_long)
 
-    asked, size = config.train, {"rows": len(splits["train"]), "classes": len(labels.names)}
-    config = replace(config, train=trainer.resolve(asked, width=parts.width, **size))
+    asked = config.train
+    config = replace(config, train=classifier.resolve(parts, asked, len(splits["train"])))
     trained = optim.freeze(parts.model, config.frozen_layers)
     weights = classifier.class_weights(targets["train"], labels) if config.class_weights == "balanced" else None
     loss = classifier.make_loss(labels, config.label_smoothing_factor, weights)

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from finetune import hardware
+from finetune.adapters import AdapterConfig
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split
+from finetune.pretrained import starting_if_any
 from finetune.pretraining import material, routes
 from finetune.pretraining.corpus import CorpusConfig
 from finetune.pretraining.examples import Frame
@@ -36,6 +38,7 @@ class Config:
     teacher: str | None = field(None, "sentence encoder of objective=distil: Hub name, folder or minilm")
     train_languages: list[str] = field(list, "codes that stand for {language} in the names of files, e.g. [en,it]")
     data: CorpusConfig = field(CorpusConfig, "files and columns")
+    peft: AdapterConfig = field(AdapterConfig, "few new weights in place of the checkpoint's own")
     vocabulary: VocabularyConfig = field(VocabularyConfig, "tokens")
     network: ShapeConfig = field(ShapeConfig, "the model")
     masking: MaskingConfig = field(MaskingConfig, "which tokens are hidden")
@@ -51,7 +54,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     began, asked = time.perf_counter(), config.train
     plan = material.plan(config.objective, config.train_languages, config.data, config.teacher, config.seed)
     teacher = routes.load_teacher(config.teacher, config.max_length, asked.use_cpu)
-    start = routes.begin(plan, config.model, config.vocabulary, config.network, config.max_length)
+    source = starting_if_any(config.model, config.peft)
+    start = routes.begin(plan, source, config.vocabulary, config.network, config.max_length)
     routes.ready(start, teacher, config.max_length, config.masking)
     report.say_start(run, start)
     found = material.read(plan, start.tokenizer, Frame.of(start.tokenizer, config.max_length, config.masking), teacher)

@@ -11,15 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from finetune import generation, hardware
+from finetune.adapters import AdapterConfig
 from finetune.causal import corpus, routes
 from finetune.causal.corpus import TextDataConfig
-from finetune.causal.model import DropoutConfig, load_trained, loss
+from finetune.causal.model import DropoutConfig, from_checkpoint, load_trained, loss
 from finetune.causal.perplexity import Tally
 from finetune.causal.routes import Reading
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.generation import GenerationConfig
+from finetune.pretrained import starting
 from finetune.report import language_model as report
 from finetune.report import opening, writing
 from finetune.report.card import model_card
@@ -34,6 +36,7 @@ class Config:
 
     model: str = field("openai-community/gpt2", "Hub name, local folder or mini-gpt2")
     data: TextDataConfig = field(TextDataConfig, "files and columns")
+    peft: AdapterConfig = field(AdapterConfig, "few new weights in place of the checkpoint's own")
     network: DropoutConfig = field(DropoutConfig, "dropout, and how weights are saved")
     max_length: Annotated[int, Field(gt=1)] = field(256, "tokens of a block or row, and of a window in scoring")
     stride: Annotated[int, Field(gt=0)] | None = field(None, "tokens between windows in scoring; null: max_length / 2")
@@ -51,7 +54,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     began, asked = time.perf_counter(), config.train
     splits = corpus.read_splits(config.data, seed=config.seed)
     figures = opening.say_texts(run, config.data, splits)
-    start = routes.fine_tuned(config.model, config.network)
+    start = from_checkpoint(starting(config.model, config.peft), config.network)
     reading = Reading.of(config.max_length, config.stride, config.data, start.context)
     found = routes.material(splits, TextEncoder(start.tokenizer), reading)
     figures |= report.say_material(run, start, found, reading)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from finetune import generation, hardware
+from finetune.adapters import AdapterConfig
 from finetune.causal import corpus, routes
 from finetune.causal.corpus import TextDataConfig
 from finetune.causal.model import ShapeConfig, load_trained, loss
@@ -20,6 +21,7 @@ from finetune.causal.tokenizer import TextEncoder, VocabularyConfig
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.generation import GenerationConfig
+from finetune.pretrained import starting_if_any
 from finetune.report import language_model as report
 from finetune.report import opening, writing
 from finetune.report.card import model_card
@@ -34,6 +36,7 @@ class Config:
 
     model: str | None = field(None, "to go on from: Hub name, folder or mini-gpt2; null: random weights")
     data: TextDataConfig = field(TextDataConfig, "files and columns")
+    peft: AdapterConfig = field(AdapterConfig, "few new weights in place of the checkpoint's own")
     vocabulary: VocabularyConfig = field(VocabularyConfig, "tokens, learnt from train")
     network: ShapeConfig = field(ShapeConfig, "the model")
     max_length: Annotated[int, Field(gt=1)] = field(256, "tokens of a block, and of a window in scoring")
@@ -53,7 +56,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     splits = corpus.read_splits(config.data, seed=config.seed)
     figures = opening.say_texts(run, config.data, splits)
     learnt = routes.texts_of(splits["train"], config.data)
-    start = routes.begin(config.model, config.vocabulary, config.network, learnt, config.seed, config.max_length)
+    source = starting_if_any(config.model, config.peft)
+    start = routes.begin(source, config.vocabulary, config.network, learnt, config.seed, config.max_length)
     reading = Reading.of(config.max_length, config.stride, config.data, start.context)
     found = routes.material(splits, TextEncoder(start.tokenizer), reading)
     figures |= report.say_material(run, start, found, reading)

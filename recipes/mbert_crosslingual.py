@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune import classifier, crosslingual, evaluation, hardware, optim, trainer
+from finetune import classifier, crosslingual, evaluation, hardware, optim
+from finetune.adapters import AdapterConfig
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.crosslingual import Row, Trained, Wanted
 from finetune.data.columns import DataConfig, Split, digests
 from finetune.data.encode import encode
 from finetune.data.patterns import Corpus, read_languages
-from finetune.pretrained import remember_settings
 from finetune.report import card, languages, opening, scoring
 from finetune.run import Run, environment
 from finetune.trainer import TrainConfig, Trainer
@@ -34,6 +34,7 @@ class Config:
     oracle: bool = field(False, "also train on each test language with a training file alone; part of matrix=full")
     few_shot: list[Annotated[int, Field(gt=0)]] = field(list, "also with so many rows of a test language added")
     max_length: Annotated[int, Field(gt=2)] = field(128, "tokens of a text; data.on_long says what happens beyond")
+    peft: AdapterConfig = field(AdapterConfig, "few new weights in place of the checkpoint's own")
     frozen_layers: Annotated[int, Field(ge=0)] = field(0, "lowest layers, with the embeddings, that are not trained")
     freeze_embeddings: bool = field(False, "word embeddings are not trained, so that unseen languages keep theirs")
     layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = field(1.0, "rate of a layer relative to the one above")
@@ -87,12 +88,11 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 def prepare(config: Config, run: Run, row: Row, corpus: Corpus) -> classifier.Fitting:
     """Load the model for one row of the matrix and encode its texts; nothing is written."""
     labels, upwards = corpus.labels, classifier.greater_is_better(config.train.metric_for_best_model)
-    parts = classifier.load(config.model, labels, config.seed)
-    classifier.check_length(parts, config.max_length)
-    remember_settings(parts.model, {"max_length": config.max_length, "data.on_long": config.data.on_long})
+    parts = classifier.load(config.model, labels, config.seed, config.peft)
+    classifier.read_so(parts, config.max_length, config.data.on_long)
     splits = {"train": row.train, "validation": row.validation, "test": corpus.together("test", row.columns)}
     encoded = {n: encode(s, parts.tokenizer, config.max_length, config.data.on_long) for n, s in splits.items()}
-    settings = trainer.resolve(config.train, width=parts.width, rows=len(row.train), classes=len(labels.names))
+    settings = classifier.resolve(parts, config.train, len(row.train))
     trained = optim.freeze(parts.model, config.frozen_layers, word_embeddings=config.freeze_embeddings)
     loss = classifier.make_loss(labels, config.label_smoothing_factor, None)
     loop = Trainer(parts.model, settings, run, loss=loss, seed=config.seed, layer_decay=config.layerwise_lr_decay)

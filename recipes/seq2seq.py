@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from finetune import hardware, text_evaluation
+from finetune.adapters import AdapterConfig
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.data.sequences import SequenceDataConfig, read_splits
@@ -21,7 +22,7 @@ from finetune.report.text_results import conclude, judge, run_baselines
 from finetune.run import Run, environment
 from finetune.seq2seq import encoder_decoder as networks
 from finetune.seq2seq.search import SearchConfig
-from finetune.seq2seq.vocabulary import VocabularyConfig, learn
+from finetune.seq2seq.vocabulary import VocabularyConfig
 from finetune.text_evaluation import TextPredictions, task_named
 from finetune.trainer import TrainConfig, Trainer
 
@@ -30,6 +31,8 @@ from finetune.trainer import TrainConfig, Trainer
 class Config:
     """Settings of the recipe."""
 
+    model: str | None = field(None, "folder of one of these models that goes on being trained; null: random weights")
+    peft: AdapterConfig = field(AdapterConfig, "few new weights in place of the model's own")
     task: str = field("translation", "what is scored: translation, summarization, dialogue, question_answering, ...")
     language: str | None = field(None, "of the targets, e.g. zh: how they are cut into words for the scores")
     data: SequenceDataConfig = field(SequenceDataConfig, "files and columns")
@@ -49,16 +52,15 @@ class Config:
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Train, keep the epoch with the best validation score of greedy decoding, and judge it beside the baselines."""
     began, task, asked = time.perf_counter(), task_named(config.task, config.language), config.train
-    config = replace(config, train=networks.resolve(asked, config.network, task.decides))
-    upwards = text_evaluation.greater_is_better(config.train.metric_for_best_model, task)
     splits = read_splits(config.data, seed=config.seed)
     found = opening.say_pairs(run, config.data, splits)
-    words = learn(splits["train"].sources(), splits["train"].targets(), config.vocabulary)
-    encoded = networks.encode_splits(splits, words, _longest(config), config.data.on_long)
-    found |= opening.say_vocabularies(run, words, splits, encoded)
-    parts = networks.build(config.network, words, _longest(config), config.seed, task)
+    parts = networks.begin(config, splits["train"], task)
+    config = replace(config, train=networks.resolve(asked, parts, task.decides))
+    upwards = text_evaluation.greater_is_better(config.train.metric_for_best_model, task)
+    encoded = networks.encode_splits(splits, parts.vocabularies, networks.Lengths.of(config), config.data.on_long)
+    found |= opening.say_vocabularies(run, parts.vocabularies, splits, encoded)
     loss = networks.make_loss(config.label_smoothing_factor, config.network.scheduled_sampling)
-    loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, width=config.network.hidden_size)
+    loop = Trainer(parts.model, config.train, run, loss=loss, seed=config.seed, width=parts.model.config.hidden_size)
     examples = networks.collate(encoded["train"], splits["train"].where)
     opening.say_model(run, parts.described, config.train, asked, len(loop.plan(examples)), "pair")
     if run.dry_run:
@@ -67,7 +69,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     beside = run_baselines(task, splits) if config.baseline == "auto" else []
     opening.say_text_baselines(run, beside, task)
     place = environment(config.seed, hardware.describe(config.train.use_cpu), digests(splits))
-    run.start({"recipe": "seq2seq", **to_tree(config)}, place)
+    run.start({"recipe": "seq2seq", **to_tree(config)}, place | {"model": parts.identity})
 
     took: dict[str, float] = {}
 
@@ -103,18 +105,16 @@ def evaluate(config: Config, run: Run, data: Split) -> TextPredictions:
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Write a text for each source: one row each, in order; `hypotheses` are the n best where several are asked for."""
     parts = networks.load(run.model)
-    encoded = networks.encode(inputs, parts.vocabularies, _longest(config), "truncate", with_targets=False)
+    lengths = networks.Lengths.of(config)
+    encoded = networks.encode(inputs, parts.vocabularies, lengths, "truncate", with_targets=False)
     opening.say_cut(run, encoded.long, len(inputs), config.max_source_length, "truncate")
-    settings = networks.resolve(config.train, config.network, "loss")
+    settings = networks.resolve(config.train, parts, "loss")
     return networks.predicted_rows(inputs, networks.write(parts, encoded.sources, config.search, settings, config.seed))
 
 
 def explain(config: Config, run: Run, source: str, target: str | None = None) -> Explanation:
     """Write a text for a source, or take `target` for it, and show where each of its tokens looked."""
-    parts, settings = networks.load(run.model), networks.resolve(config.train, config.network, "loss")
+    parts = networks.load(run.model)
+    settings = networks.resolve(config.train, parts, "loss")
     write = partial(networks.write, parts, search=config.search, config=settings, seed=config.seed)
-    return explained(parts, source, target, _longest(config), write)
-
-
-def _longest(config: Config) -> networks.Lengths:
-    return networks.Lengths(config.max_source_length, config.max_target_length)
+    return explained(parts, source, target, networks.Lengths.of(config), write)

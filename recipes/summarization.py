@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any, Literal
 
-from finetune import bertscore, hardware, text_evaluation
+from finetune import adapters, bertscore, hardware, text_evaluation
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.data.sequences import SummaryDataConfig, read_splits
@@ -35,6 +35,7 @@ class Config:
     )
     encoder: str = field("google-bert/bert-base-uncased", "bert2gpt: the checkpoint that reads")
     decoder: str = field("openai-community/gpt2", "bert2gpt: the checkpoint that writes")
+    peft: adapters.AdapterConfig = field(adapters.AdapterConfig, "few new weights in place of the checkpoint's own")
     task: str = field("summarization", "what is scored: summarization, translation, dialogue, question_answering, ...")
     language: str | None = field(None, "of the targets, e.g. zh: how they are cut into words for the scores")
     data: SummaryDataConfig = field(SummaryDataConfig, "files and columns")

@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.text_metrics",),
     ("finetune.metrics", "finetune.significance", "finetune.optim", "finetune.hardware", "finetune.hub"),
     ("finetune.data.*", "finetune.checkpoint"),
+    ("finetune.adapters",),
     (
         *("finetune.baselines", "finetune.evaluation", "finetune.text_baselines", "finetune.text_evaluation"),
         *("finetune.ngrams", "finetune.text_quality"),
@@ -31,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.generation", "finetune.explain", "finetune.crosslingual"),
     ("finetune.summaries.*",),
     ("finetune.report.*",),
-    ("recipes.*",),
+    ("recipes.*", "finetune.export"),
     ("finetune.commands",),
     ("finetune.cli",),
     ("finetune.__main__",),
@@ -44,7 +45,7 @@ GROUND = {
     "finetune.config": {"finetune.errors"},
     "finetune.run": {"finetune", "finetune.config", "finetune.terminal", "finetune.errors"},
 }
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "sklearn", "numpy", "scipy", "pandas", "matplotlib"}
+HEAVY = {"torch", "transformers", "accelerate", "datasets", "sklearn", "numpy", "scipy", "pandas", "matplotlib", "peft"}
 CODE_CARRIERS = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 SOURCES = sorted([*ROOT.glob("finetune/**/*.py"), *ROOT.glob("recipes/**/*.py")])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import cpu, hardware, pretrained
+from finetune import adapters, cpu, hardware, pretrained
 from finetune.causal.packing import IGNORED, document_mask
 from finetune.config import configclass, field
 from finetune.data.batching import Batch
@@ -133,7 +133,7 @@ class Start:
     @property
     def described(self) -> str:
         """Return name and size in a few words."""
-        return f"{self.name} · {self.parameters / 1e6:.1f} M parameters"
+        return f"{self.name} · {adapters.described(self.model)}"
 
     def save(self, folder: Path, config: DropoutConfig, settings: dict[str, Any]) -> None:
         """Write weights, config and tokenizer, which AutoModelForCausalLM and AutoTokenizer load.
@@ -143,7 +143,7 @@ class Start:
         network = self.model.network
         pretrained.remember_settings(network, settings)
         saved = copy.deepcopy(network).half() if config.save_dtype == "float16" else network
-        saved.save_pretrained(folder)
+        pretrained.save_model(saved, folder)
         self.tokenizer.save_pretrained(folder)
 
 

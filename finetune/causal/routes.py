@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune import hardware, pretrained
+from finetune import adapters, hardware
 from finetune.causal import model as models
 from finetune.causal import packing, perplexity, tokenizer
 from finetune.causal.corpus import TextDataConfig
-from finetune.causal.model import DropoutConfig, ShapeConfig, Start
+from finetune.causal.model import ShapeConfig, Start
 from finetune.causal.packing import Completions
 from finetune.causal.perplexity import Tally, Texts
 from finetune.causal.tokenizer import TextEncoder, VocabularyConfig
@@ -21,6 +21,7 @@ from finetune.data.batching import Examples
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.ngrams import NgramModel
+from finetune.pretrained import Source
 from finetune.trainer import TrainConfig
 
 PRETRAINING_EPOCHS = 1
@@ -53,30 +54,31 @@ def resolve(config: TrainConfig, start: Start, epochs: float) -> TrainConfig:
         what = f"train.metric_for_best_model={metric}: no such score{did_you_mean(metric, perplexity.METRICS)}"
         raise UserError(Exit.USAGE, f"{what} (known: {', '.join(perplexity.METRICS)})")
     rate, passes = config.learning_rate, config.num_train_epochs
+    automatic = adapters.auto_learning_rate(models.auto_learning_rate(start.width, start.fresh), start.model)
     return replace(
         config,
-        learning_rate=models.auto_learning_rate(start.width, start.fresh) if rate == "auto" else rate,
+        learning_rate=automatic if rate == "auto" else rate,
         num_train_epochs=epochs if passes == "auto" else passes,
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )
 
 
 def begin(
-    name: str | None, words: VocabularyConfig, shape: ShapeConfig, texts: Sequence[str], seed: int, max_length: int
+    source: Source | None, words: VocabularyConfig, shape: ShapeConfig, texts: Sequence[str], seed: int, max_length: int
 ) -> Start:
     """Make the model before its first update, with a tokenizer that is learnt from `texts`, or a checkpoint's own.
 
     Raises UserError (2) for settings that exclude each other, or that a checkpoint does not read.
     """
-    learns = name is None if words.train is None else words.train
-    if name is None and not learns:
+    learns = source is None if words.train is None else words.train
+    if source is None and not learns:
         raise UserError(Exit.USAGE, "vocabulary.train=false needs a model whose vocabulary is taken; give model=NAME")
-    if name is not None and learns:
+    if source is not None and learns:
         what = "vocabulary.train=true is for random weights: the embeddings of a model belong to its own vocabulary"
         raise UserError(Exit.USAGE, f"{what}\nleave out model or vocabulary.train")
-    if name is not None:
-        _refuse_unread(name, words, shape)
-        return models.from_checkpoint(pretrained.locate(name), shape)
+    if source is not None:
+        _refuse_unread(source.name, words, shape)
+        return models.from_checkpoint(source, shape)
     longest = max_length if shape.max_position_embeddings is None else shape.max_position_embeddings
     shape = replace(shape, max_position_embeddings=longest)
     return models.from_random(shape, tokenizer.learn(texts, words, longest), seed)
@@ -93,11 +95,6 @@ def _refuse_unread(name: str, words: VocabularyConfig, shape: ShapeConfig) -> No
             if value != to_tree(usual)[setting]:
                 what = f"{part}.{setting}={value} is for random weights: model={name} has a {part} of its own"
                 raise UserError(Exit.USAGE, f"{what}; leave out one of the two")
-
-
-def fine_tuned(name: str, config: DropoutConfig) -> Start:
-    """Return the checkpoint that is fine-tuned."""
-    return models.from_checkpoint(pretrained.locate(name), config)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetune import cpu, pretrained
+from finetune import adapters, cpu, pretrained
 from finetune.config import configclass, field
 from finetune.data.batching import Batch
 from finetune.errors import Exit, UserError
@@ -53,7 +53,7 @@ class ShapeConfig:
     pooler: Literal["auto", "keep", "identity"] = field(
         "auto",
         "what a later classifier reads of [CLS]; identity: the vector itself, as far as tanh lets it through; auto: "
-        "identity with objective=distil, which makes [CLS] the vector of the sentence, else keep",
+        "identity with objective=distil, which makes [CLS] the vector of the sentence, else (or with an adapter) keep",
     )
     save_dtype: Literal["float32", "float16"] = field("float32", "numbers of the saved weights; loaded as float32")
 
@@ -134,7 +134,7 @@ class Start:
     @property
     def described(self) -> str:
         """Return name and size in a few words."""
-        return f"{self.name} · {self.parameters / 1e6:.1f} M parameters"
+        return f"{self.name} · {adapters.described(self.model.network, self.parameters)}"
 
     @property
     def parameters(self) -> int:
@@ -160,7 +160,8 @@ class Start:
         Both have a pooler.
         """
         network = self.model.network
-        if config.pooler == "identity" or (config.pooler == "auto" and "distil" in kinds):
+        adapted = adapters.is_adapted(network)
+        if config.pooler == "identity" or (config.pooler == "auto" and "distil" in kinds and not adapted):
             with torch.no_grad():
                 network.bert.pooler.dense.weight.copy_(torch.eye(self.width))
                 network.bert.pooler.dense.bias.zero_()
@@ -169,9 +170,11 @@ class Start:
             saved.bert, saved.cls.predictions = network.bert, network.cls.predictions
         else:
             saved = network.bert
+        if adapted:
+            saved.peft_config = network.peft_config
         if config.save_dtype == "float16":
             saved = copy.deepcopy(saved).half()
-        saved.save_pretrained(folder)
+        pretrained.save_model(saved, folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -259,7 +262,8 @@ def _prepared(network: BertForPreTraining, config: ShapeConfig) -> Pretrainer:
     for name, parameter in network.named_parameters():
         layer = ".encoder." in name and config.trained == "embeddings"
         # nothing reads the pooler and the sentence head, and weight decay must not wear them down
-        parameter.requires_grad_(not (layer or ".pooler." in name or "seq_relationship" in name))
+        if layer or ".pooler." in name or "seq_relationship" in name:
+            parameter.requires_grad_(False)
     return Pretrainer(network)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForPreTraining, PreTrainedTokenizerBase
 
-from finetune import cpu, hardware, pretrained
+from finetune import adapters, cpu, hardware, pretrained
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError, did_you_mean
+from finetune.pretrained import Source
 from finetune.pretraining import corpus, examples, scoring, vocabulary
 from finetune.pretraining.distillation import Teacher, check_widths
 from finetune.pretraining.examples import Frame
@@ -46,9 +47,10 @@ def resolve(config: TrainConfig, start: Start, asked: Plan) -> TrainConfig:
         what = f"train.metric_for_best_model={metric}: no such score{did_you_mean(metric, known)}"
         raise UserError(Exit.USAGE, f"{what} (known: {', '.join(known)})")
     rate, epochs = config.learning_rate, config.num_train_epochs
+    automatic = adapters.auto_learning_rate(auto_learning_rate(start.width, start.fresh), start.model)
     return replace(
         config,
-        learning_rate=auto_learning_rate(start.width, start.fresh) if rate == "auto" else rate,
+        learning_rate=automatic if rate == "auto" else rate,
         num_train_epochs=EPOCHS if epochs == "auto" else epochs,
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )
@@ -64,12 +66,13 @@ def load_teacher(name: str | None, max_length: int, use_cpu: bool) -> Teacher | 
     return None if name is None else Teacher(name, max_length, use_cpu=use_cpu)
 
 
-def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeConfig, max_length: int) -> Start:
+def begin(asked: Plan, source: Source | None, words: VocabularyConfig, shape: ShapeConfig, max_length: int) -> Start:
     """Make the model before its first update, with a vocabulary that is learnt from train, or its own."""
-    learns = name is None if words.train is None else words.train
-    if name is None and not learns:
+    learns = source is None if words.train is None else words.train
+    if source is None and not learns:
         raise UserError(Exit.USAGE, "vocabulary.train=false needs a model whose vocabulary is taken; give model=NAME")
-    source = None if name is None else pretrained.locate(name)
+    if source is not None and source.adapter is not None and source.adapter.adapter != "none":
+        _check_adapter(shape, learns)
     own = None if source is None else pretrained.load_tokenizer(source)
     new = None
     if words.embeddings == "aligned" and (own is None or not learns):
@@ -84,7 +87,7 @@ def begin(asked: Plan, name: str | None, words: VocabularyConfig, shape: ShapeCo
         held = corpus.read_held_out(asked.data)
         texts = corpus.texts_for_vocabulary(asked.languages, asked.data, held)
         reading = corpus.reading(asked.data) + (held.identity if held.places else "")
-        longest = shape.max_position_embeddings if name is None else max_length
+        longest = shape.max_position_embeddings if source is None else max_length
         new = vocabulary.learn(texts, reading, words, asked.data.language_exponent, longest)
     if source is None or own is None:
         assert new is not None
@@ -106,7 +109,21 @@ def ready(start: Start, teacher: Teacher | None, max_length: int, masking: Maski
     if teacher is not None:
         check_widths(teacher, start.width)
     if masking.next_sentence:
+        if adapters.is_adapted(start.model):
+            what = "masking.next_sentence=true trains the pooler, which is no part of an adapter"
+            raise UserError(Exit.USAGE, f"{what}; leave it out, or give adapter=none")
         start.learn_next_sentence()
+
+
+def _check_adapter(shape: ShapeConfig, learns: bool) -> None:
+    """Refuse what trains or changes more than an adapter can hold; raises UserError (2)."""
+    faults = {
+        "vocabulary.train=true makes new embeddings": learns,
+        "network.trained=embeddings trains those": shape.trained == "embeddings",
+        "network.pooler=identity changes the pooler": shape.pooler == "identity",
+    }
+    for what in (fault for fault, found in faults.items() if found):
+        raise UserError(Exit.USAGE, f"{what}, and an adapter cannot hold that; leave it out, or give adapter=none")
 
 
 class Judge:

@@ -26,14 +26,19 @@ OWN_MODEL = (
     "The model is the project's own architecture, without remote code: `finetune predict` reads the folder, and after "
     "`import finetune.seq2seq.model` so does AutoModelForSeq2SeqLM."
 )
+ADAPTER = (
+    "The folder holds an adapter and no base model: `adapter_config.json` says which one it stands on. `finetune "
+    "predict` and peft's `PeftModel.from_pretrained` put the two together; `finetune export --merge` makes one of them."
+)
 
 
 def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """Return the card of a run: what it is, how good, how it was made, what to mind."""
     judged = results["diagnostics"]["judged_on"]
     name, _, _ = str(config.get("model")).partition("@")  # a revision is no part of the name
+    adapted = config.get("peft", {}).get("adapter", "none") != "none"
     front = ModelCardData(
-        library_name="transformers" if "parameters" in results["diagnostics"] else "sklearn",
+        library_name="peft" if adapted else "transformers" if "parameters" in results["diagnostics"] else "sklearn",
         pipeline_tag=(PIPELINES | ENCODERS | DECODERS).get(results["task"], "text-classification"),
         base_model=name if "/" in name else None,
         tags=["finetune", results["recipe"]],
@@ -65,6 +70,7 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
         f"Command: {_code(environment['command'])}, seed {environment['seed']}, on {environment['device']}.",
         "Every setting is in config.yaml, every version in environment.json.",
         *([OWN_MODEL] if own else []),
+        *([ADAPTER] if adapted else []),
         "## What to mind",
         "The scores hold for texts like those of the test file. The licence is that of the base model and of the data; "
         "neither is known to this card.",

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune import classifier, trainer
+from finetune import classifier
 from finetune.classifier import Fitting
 from finetune.data.columns import LabelMap, Split
 from finetune.data.encode import OnLong, encode
@@ -44,5 +44,5 @@ def _classify(
     max_length = min(max_length, parts.context)
     encoded = encode(data, parts.tokenizer, max_length, on_long)
     say_cut(run, encoded.long, len(data), max_length, on_long)
-    resolved = trainer.resolve(settings, width=parts.width, rows=len(data), classes=len(parts.labels.names))
+    resolved = classifier.resolve(parts, settings, len(data))
     return parts.labels, classifier.predict(parts, encoded, resolved).probabilities

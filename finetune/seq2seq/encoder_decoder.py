@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,14 +13,16 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from finetune import cpu, hardware, pretrained, trainer
+from finetune import adapters, cpu, hardware, pretrained, trainer
+from finetune.adapters import AdapterConfig
 from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, pad
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
+from finetune.pretrained import Source
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel, sequence_loss
 from finetune.seq2seq.search import MAX_MORE, MAX_PER_SOURCE_TOKEN, SearchConfig, search_all
-from finetune.seq2seq.vocabulary import EOS, PAD, Vocabularies
+from finetune.seq2seq.vocabulary import EOS, PAD, Vocabularies, VocabularyConfig, learn
 from finetune.text_evaluation import Task
 from finetune.trainer import TrainConfig
 
@@ -31,6 +33,7 @@ OnLong = Literal["truncate", "error", "skip"]
 AUTO_EPOCHS = 10.0
 AUTO_WIDTH = 256  # hidden size at which the automatic rates are as below
 AUTO_RATES = {"transformer": 1e-3, "rnn": 2e-3}
+KEPT = 0.1  # of those rates, where a model goes on: its knowledge is to be kept
 
 
 @configclass
@@ -60,12 +63,49 @@ class NetworkConfig:
     scheduled_sampling: Probability = field(0.0, "rnn: share of the inputs that the decoder guesses itself in training")
 
 
+class Settings(Protocol):
+    """What `begin` reads of a recipe's settings."""
+
+    @property
+    def model(self) -> str | None:
+        """Return the folder of the model that goes on, if any."""
+
+    @property
+    def peft(self) -> AdapterConfig:
+        """Return what is trained in place of its own weights."""
+
+    @property
+    def vocabulary(self) -> VocabularyConfig:
+        """Return what the tokens are."""
+
+    @property
+    def network(self) -> NetworkConfig:
+        """Return the shape."""
+
+    @property
+    def max_source_length(self) -> int:
+        """Return the tokens of a source."""
+
+    @property
+    def max_target_length(self) -> int:
+        """Return the tokens of a target."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of first weights."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Lengths:
     """The longest source and target, in tokens, eos (and bos) included."""
 
     source: int
     target: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Lengths":
+        """Return the lengths that a recipe is set to."""
+        return cls(settings.max_source_length, settings.max_target_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +130,16 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoder:
-    """A model with its vocabularies."""
+    """A model with its vocabularies, and the checkpoint that its weights come from, if any."""
 
     model: Seq2SeqModel
     vocabularies: Vocabularies
+    source: Source | None = None
+
+    @property
+    def identity(self) -> str | None:
+        """Return where the first weights come from, for the record; None for random ones."""
+        return None if self.source is None else self.source.identity
 
     @property
     def parameters(self) -> int:
@@ -105,7 +151,7 @@ class EncoderDecoder:
         """Return name and size in a few words."""
         config = self.model.config
         shape = f"{config.num_encoder_layers}+{config.num_decoder_layers} layers, {config.hidden_size} wide"
-        return f"{self.name} · {shape} · {self.parameters / 1e6:.1f} M parameters"
+        return f"{self.name} · {shape} · {adapters.described(self.model)}"
 
     @property
     def name(self) -> str:
@@ -121,8 +167,41 @@ class EncoderDecoder:
 
     def save(self, folder: Path) -> None:
         """Write weights, config and vocabularies, so that `load` and, after import, the Auto classes read them."""
-        self.model.save_pretrained(folder)
+        pretrained.save_model(self.model, folder)
         self.vocabularies.save(folder)
+
+
+def begin(settings: Settings, train: Split, task: Task) -> EncoderDecoder:
+    """Return what is trained: random weights for vocabularies learnt from train, or a model that goes on, with its own.
+
+    Raises UserError: 2 for settings of a shape or vocabulary that a model has already, else as `load` and `build`.
+    """
+    source = pretrained.starting_if_any(settings.model, settings.peft)
+    lengths = Lengths.of(settings)
+    if source is None:
+        words = learn(train.sources(), train.targets(), settings.vocabulary)
+        return build(settings.network, words, lengths, settings.seed, task)
+    sampling = settings.network.scheduled_sampling  # of the loop, not of the model
+    unread = {
+        "network": settings.network != NetworkConfig(scheduled_sampling=sampling),
+        "vocabulary": settings.vocabulary != VocabularyConfig(),
+    }
+    for name in (name for name, given in unread.items() if given):
+        what = f"settings of {name} are for random weights, and model={source.name} has its own {name}"
+        raise UserError(Exit.USAGE, f"{what}; leave them out, or model")
+    parts = load(Path(source.path))
+    if parts.model.config.max_position_embeddings < _positions(lengths):
+        most = f"{parts.model.config.max_position_embeddings} positions"
+        what = f"max_source_length={lengths.source} and max_target_length={lengths.target} need {_positions(lengths)}"
+        raise UserError(Exit.USAGE, f"{what} positions, and model={source.name} has {most}; give shorter ones")
+    if adapters.is_adapted(parts.model):
+        adapters.merge(parts.model)
+    _remember(parts.model, task, lengths)
+    cpu.prepare(parts.model)
+    if settings.peft.adapter != "none":
+        torch.manual_seed(settings.seed)
+        adapters.wrap(parts.model, settings.peft, pretrained.as_base(source), new=())
+    return dataclasses.replace(parts, source=source)
 
 
 def build(
@@ -138,29 +217,40 @@ def build(
         raise UserError(Exit.USAGE, f"{what}\ngive vocabulary.shared=true, or copy=false")
     shape = {name: value for name, value in dataclasses.asdict(network).items() if name != "scheduled_sampling"}
     shape["tie_embeddings"] = ("all" if vocabularies.shared else "target") if tying == "auto" else tying
-    longest_output = math.ceil(MAX_PER_SOURCE_TOKEN * lengths.source) + MAX_MORE
     config = Seq2SeqConfig(
         source_vocab_size=len(vocabularies.source),
         target_vocab_size=len(vocabularies.target),
-        max_position_embeddings=max(lengths.source, lengths.target, longest_output) + 2,
+        max_position_embeddings=_positions(lengths),
         **shape,
     )
     torch.manual_seed(seed)  # the first weights are part of the seed
     model = Seq2SeqModel(config)
-    longest = {"max_source_length": lengths.source, "max_target_length": lengths.target}
-    pretrained.remember_settings(model, {"task": task.name, "language": task.language} | longest)
+    _remember(model, task, lengths)
     cpu.prepare(model)
     return EncoderDecoder(model, vocabularies)
+
+
+def _positions(lengths: Lengths) -> int:
+    """Return the positions that a model needs, with what a search may write."""
+    return max(lengths.source, lengths.target, math.ceil(MAX_PER_SOURCE_TOKEN * lengths.source) + MAX_MORE) + 2
+
+
+def _remember(model: Seq2SeqModel, task: Task, lengths: Lengths) -> None:
+    longest = {"max_source_length": lengths.source, "max_target_length": lengths.target}
+    pretrained.remember_settings(model, {"task": task.name, "language": task.language} | longest)
 
 
 def load(folder: Path) -> EncoderDecoder:
     """Load what `EncoderDecoder.save` wrote; raises UserError 66 where nothing is there, 65 where it does not fit."""
     vocabularies = Vocabularies.load(folder)
+    adapted = adapters.is_adapter(folder)
+    weights = Path(pretrained.base_of(folder).path) if adapted else folder
     how: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
+        config = Seq2SeqConfig.from_pretrained(folder)
         # Mismatches are let through to be counted: weights that are missing would silently be random ones.
         model, found = Seq2SeqModel.from_pretrained(
-            folder, ignore_mismatched_sizes=True, output_loading_info=True, **how
+            weights, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **how
         )
     except SafetensorError as error:
         message = f"{folder}: the weights are damaged ({error}); copy the folder again, or train again"
@@ -177,6 +267,8 @@ def load(folder: Path) -> EncoderDecoder:
     sizes = (model.config.source_vocab_size, model.config.target_vocab_size)
     if (len(vocabularies.source), len(vocabularies.target)) != sizes:
         raise UserError(Exit.BAD_DATA, f"{folder}: vocabulary and model do not belong together; train again")
+    if adapted:
+        adapters.attach(model, folder)
     return EncoderDecoder(model.to(hardware.device_type(use_cpu=False)).eval(), vocabularies)
 
 
@@ -191,10 +283,12 @@ def loop_settings() -> TrainConfig:
     )
 
 
-def resolve(config: TrainConfig, network: NetworkConfig, decides: str) -> TrainConfig:
+def resolve(config: TrainConfig, parts: EncoderDecoder, decides: str) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate by architecture and width, ten epochs, the task's score."""
     rate, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
-    automatic = 1.0 if config.lr_scheduler_type == "noam" else auto_learning_rate(network)  # of noam a factor
+    share = 1.0 if parts.source is None else KEPT
+    usual = adapters.auto_learning_rate(share * auto_learning_rate(parts.model.config), parts.model)
+    automatic = 1.0 if config.lr_scheduler_type == "noam" else usual  # of noam a factor
     return dataclasses.replace(
         config,
         learning_rate=automatic if rate == "auto" else rate,
@@ -204,7 +298,7 @@ def resolve(config: TrainConfig, network: NetworkConfig, decides: str) -> TrainC
     )
 
 
-def auto_learning_rate(network: NetworkConfig) -> float:
+def auto_learning_rate(network: NetworkConfig | Seq2SeqConfig) -> float:
     """Return a peak rate for random weights: by architecture, less for wide models."""
     return float(f"{AUTO_RATES[network.architecture] * math.sqrt(AUTO_WIDTH / network.hidden_size):.1g}")
 

@@ -239,6 +239,10 @@ class Seq2SeqModel(PreTrainedModel):
         """Return the source's table."""
         return self._source_table
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the output layer, where it is one of its own; its weight is read, it is not called."""
+        return None if self.config.tie_embeddings != "none" else self.output
+
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the parameters of one module; transformers calls this, and leaves loaded tensors alone."""
         if isinstance(module, nn.Embedding):

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetune import cpu, generation, hardware, pretrained
+from finetune import adapters, cpu, generation, hardware, pretrained
 from finetune.causal.model import WRITERS, auto_learning_rate
 from finetune.causal.packing import IGNORED
 from finetune.causal.tokenizer import TextEncoder
@@ -110,8 +110,7 @@ class EncoderDecoderWriter:
     @property
     def described(self) -> str:
         """Return name and size in a few words."""
-        size = sum(parameter.numel() for parameter in self.network.parameters())
-        return f"{self.checkpoint.name} · {size / 1e6:.1f} M parameters"
+        return f"{self.checkpoint.name} · {adapters.described(self.network)}"
 
     @property
     def identity(self) -> str:
@@ -179,7 +178,7 @@ class EncoderDecoderWriter:
         """Write weights, config and tokenizers; AutoModelForSeq2SeqLM then writes as this run does by default."""
         pretrained.remember_settings(self.network, settings)
         self.network.generation_config = _as_transformers(self.network, int(self.target.after[-1]), config)
-        self.network.save_pretrained(folder)
+        pretrained.save_model(self.network, folder)
         self.tokenizers.source.save_pretrained(folder)
         if self.tokenizers.target is not self.tokenizers.source:
             self.tokenizers.target.save_pretrained(folder / OWN_TOKENIZER)
@@ -191,7 +190,7 @@ def begin(settings: Settings) -> EncoderDecoderWriter:
     Raises UserError: 65 where it does not answer sources, 2 for lengths beyond it, and for a language that it does not
     have, or has among others and is not told.
     """
-    return _prepared(_load(pretrained.locate(str(settings.model))), settings)
+    return _prepared(_load(pretrained.starting(str(settings.model), settings.peft)), settings)
 
 
 def load(settings: Settings, folder: Path) -> EncoderDecoderWriter:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune import hardware, pretrained
+from finetune import adapters, hardware, pretrained
 from finetune.causal.model import WRITERS
 from finetune.config import flatten, to_tree
 from finetune.data.columns import Split
@@ -41,6 +41,7 @@ def begin(settings: Settings, train: Split) -> Writer:
     if settings.architecture != "auto" and settings.model is not None:
         what = f"architecture={settings.architecture} begins without model={settings.model}"
         raise UserError(Exit.USAGE, f"{what}; give one of the two")
+    adapters.check(settings.peft, settings.model)
     if settings.architecture != "auto":
         return FAMILIES[settings.architecture].begin(settings, train)
     if settings.model is None:
@@ -60,11 +61,12 @@ def load(settings: Settings, folder: Path) -> Writer:
 
 def resolve(config: TrainConfig, writer: Writer, decides: str) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate and passes by family, the task's score, precision."""
-    rate, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
-    automatic = 1.0 if config.lr_scheduler_type == "noam" else writer.learning_rate  # of noam a factor
+    asked, epochs, best = config.learning_rate, config.num_train_epochs, config.metric_for_best_model
+    rate = adapters.auto_learning_rate(writer.learning_rate, writer.model)
+    automatic = 1.0 if config.lr_scheduler_type == "noam" else rate  # of noam a factor
     return replace(
         config,
-        learning_rate=automatic if rate == "auto" else rate,
+        learning_rate=automatic if asked == "auto" else asked,
         num_train_epochs=writer.epochs if epochs == "auto" else epochs,
         metric_for_best_model=decides if best == "auto" else best,
         mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,

@@ -129,7 +129,8 @@ class PromptWriter:
 
 def begin(settings: Settings) -> PromptWriter:
     """Take the checkpoint `model`; raises UserError: 65 where it is no language model, 2 for lengths beyond it."""
-    start = language_models.from_checkpoint(pretrained.locate(str(settings.model)), DropoutConfig())
+    source = pretrained.starting(str(settings.model), settings.peft)
+    start = language_models.from_checkpoint(source, DropoutConfig())
     return _framed(start, settings)
 
 

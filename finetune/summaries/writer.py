@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune import generation, pretrained, trainer
+from finetune.adapters import AdapterConfig
 from finetune.data.batching import Batch, Examples
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
@@ -35,6 +36,10 @@ class Settings(Protocol):
     @property
     def model(self) -> str | None:
         """Return the checkpoint."""
+
+    @property
+    def peft(self) -> AdapterConfig:
+        """Return what is trained in place of the checkpoint's own weights."""
 
     @property
     def encoder(self) -> str:

@@ -73,7 +73,7 @@ def alternate(what: str, ours: Callable[[], float], theirs: Callable[[], float],
     rates = [statistics.median(side) for side in zip(*found, strict=True)]
     spread = f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
     print(f"{what}: finetune {rates[0]:,.1f} tokens/s · transformers {rates[1]:,.1f} · {spread}", flush=True)
-    return rates[0]
+    return float(rates[0])
 
 
 # Training
@@ -162,7 +162,7 @@ def compare_writing(asked: argparse.Namespace) -> None:
         def rate(write: Callable[..., object], prompts: list[list[int]] = prompts) -> float:
             began = time.process_time()
             write(network, prompts, asked.new_tokens)
-            return len(prompts) * asked.new_tokens / (time.process_time() - began)
+            return float(len(prompts) * asked.new_tokens / (time.process_time() - began))
 
         alternate(name, lambda: rate(ours_written), lambda: rate(theirs_written), asked.repeats)
     weights = sum(weight.numel() * weight.element_size() for weight in network.parameters())

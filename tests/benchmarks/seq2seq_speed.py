@@ -253,7 +253,7 @@ def decode(given: Any) -> None:
     pairs = rows("test")[: given.sentences]
     references = [pair["de"] for pair in pairs]
     sources = [np.array(row) for row in parts.vocabularies.encode_sources([pair["en"] for pair in pairs])]
-    settings = networks.resolve(TrainConfig(mixed_precision="no"), networks.NetworkConfig(), "loss")
+    settings = networks.resolve(TrainConfig(mixed_precision="no"), parts, "loss")
 
     def ours(beam: int) -> tuple[float, list[str]]:
         search = SearchConfig(beam_size=beam, length_penalty=given.length_penalty, max_new_tokens=80)

@@ -114,6 +114,8 @@ def settings(pairs: Pairs, files: dict[str, str], network: NetworkConfig, seed: 
         eval_steps=max(1, pairs.updates // EVALUATIONS),
         use_cpu=True,
         mixed_precision="no",
+        learning_rate=encoder_decoder.auto_learning_rate(network),
+        metric_for_best_model="loss",
     )
     return seq2seq.Config(
         task=TASK.name,
@@ -123,7 +125,7 @@ def settings(pairs: Pairs, files: dict[str, str], network: NetworkConfig, seed: 
         label_smoothing_factor=0.0,
         search=SearchConfig(beam_size=1, max_new_tokens=pairs.longest + 1),
         baseline="none",
-        train=encoder_decoder.resolve(loop, network, "loss"),
+        train=loop,
         seed=seed,
     )
 
