@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from finetune import config as configuration
-from finetune import generation, hardware, hub, label_budget, pretrained, text_evaluation
+from finetune import generation, hardware, hub, label_budget, pretrained, processes, text_evaluation
 from finetune.causal import corpus as documents
 from finetune.causal import model as language_models
 from finetune.causal import perplexity, routes
@@ -89,13 +89,13 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
     if config.output_dir is None:
         if options.resume:
             raise UserError(Exit.USAGE, "--resume: which run? give output_dir=RUN")
-        moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        moment = processes.by_main(lambda: datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
         config = dataclasses.replace(config, output_dir=f"runs/{name}-{moment}")
     if config.seeds and len(set(config.seeds)) < len(config.seeds):
         raise UserError(Exit.USAGE, f"seeds={config.seeds}: a seed is given twice")
     if options.resume:
         config = _as_before(name, config, Path(config.output_dir))
-    with Run(config.output_dir, **dataclasses.asdict(options)) as run:
+    with Run(config.output_dir, **dataclasses.asdict(options), crew=processes.crew()) as run:
         for note in notes:
             run.say("note", note)
         budgets = _plan_budgets(config, run) if hasattr(config, "label_budget") and config.label_budget else None
@@ -476,7 +476,8 @@ def _train_budgets(
     systems = Contender(results["diagnostics"]["system"], fine_tuned), Contender("TF-IDF", cheap)
     found = label_budget.measure(planned, seeds, *systems)
     results["diagnostics"]["budget"] = found
-    draw_budget(found, run.picture_file("label_budget"))
+    if run.crew.is_main:
+        draw_budget(found, run.picture_file("label_budget"))
     run.write_results(results)
     run.write_card(model_card(results, to_tree(config), _place(run, seeds)))
     return results

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune import processes
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
 from finetune.errors import Exit, UserError
@@ -521,21 +522,27 @@ def write_rows(
     """Write after rows of tokens, prompts or sources, in batches of similar lengths; texts come in the rows' order."""
     started = time.perf_counter()
     rules = _Rules(config, pen.end, seed, pen.decode)
-    found: dict[int, list[Generated]] = {}
-    cache, was_training = 0, pen.network.training
+    was_training = pen.network.training
     pen.network.eval()  # a training leaves dropout on
-    for batch in _batches(coded, config, next(pen.network.parameters()).device.type):
+    batches = list(_batches(coded, config, next(pen.network.parameters()).device.type))
+
+    def write_batch(batch: list[int]) -> tuple[list[list[Generated]], int]:
         rows = [coded[place] for place in batch]
-        texts, most = _generate(pen.decoder(rows), rows, rules, listen)
-        cache = max(cache, most)
-        found |= dict(zip(batch, texts, strict=True))
+        return _generate(pen.decoder(rows), rows, rules, listen)
+
+    written = processes.shared(batches, write_batch)
+    found = {
+        place: one
+        for batch, (texts, _) in zip(batches, written, strict=True)
+        for place, one in zip(batch, texts, strict=True)
+    }
     pen.network.train(was_training)
     ordered = [found[place] for place in range(len(coded))]
     return Written(
         texts=[[_stopped(rules.decode(one.tokens), config) for one in several] for several in ordered],
         scores=[[one.score for one in several] for several in ordered],
         tokens=sum(len(one.tokens) for several in ordered for one in several),
-        seconds=time.perf_counter() - started, cut=0, cache_bytes=cache,
+        seconds=time.perf_counter() - started, cut=0, cache_bytes=max((most for _, most in written), default=0),
     )  # fmt: skip
 
 

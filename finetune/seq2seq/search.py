@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from finetune import processes
 from finetune.config import configclass, field
 from finetune.data.batching import evaluation_batches, pad
 from finetune.errors import Exit, UserError
@@ -198,12 +199,17 @@ def search_all(
     width = config.num_return_sequences if config.do_sample else config.beam_size
     lengths = np.array([len(source) for source in sources], dtype=np.int64)
     outputs: list[list[Hypothesis]] = [[] for _ in sources]
-    for numbers in evaluation_batches(lengths, len(sources), max(1, tokens_per_batch // width)):
+    batches = evaluation_batches(lengths, len(sources), max(1, tokens_per_batch // width))
+
+    def decode(numbers: np.ndarray) -> list[list[Hypothesis]]:
         rows = [np.asarray(sources[number], dtype=np.int64) for number in numbers]
         source = pad(rows, PAD).to(device)
         mask = torch.arange(source.shape[1])[None] < torch.from_numpy(lengths[numbers])[:, None]  # (batch, source)
-        for number, found in zip(numbers, search(model, source, mask.to(device), config, seed=seed), strict=True):
-            outputs[number] = found
+        return search(model, source, mask.to(device), config, seed=seed)
+
+    for numbers, found in zip(batches, processes.shared(batches, decode), strict=True):
+        for number, one in zip(numbers, found, strict=True):
+            outputs[number] = one
     return outputs
 
 
