@@ -72,7 +72,8 @@ def train(
     overrides = list(settings or [])
     if recipe is not None and "=" in recipe:  # no recipe given: it comes from --config
         overrides, recipe = [recipe, *overrides], None
-    options = commands.TrainOptions(resume=resume, overwrite=overwrite, dry_run=dry_run)
+    restarts = max_restarts > 0 or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    options = commands.TrainOptions(resume=resume, overwrite=overwrite, dry_run=dry_run, restarts=restarts)
     results = commands.train(recipe, overrides, config, options)
     if is_main():
         _print_results(results, as_json)
@@ -511,6 +512,8 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and arguments[:1] != ["train"]:
+            raise UserError(Exit.USAGE, "several processes can only train; give: finetune train ...")
         code = app(arguments, prog_name="finetune", standalone_mode=False)
         sys.stdout.flush()  # here, so that a closed pipe is met inside this block
     except (UserError, Interrupted) as error:
@@ -552,7 +555,7 @@ def _leave(message: str, code: int) -> NoReturn:
 def _is_first() -> bool:
     """Tell whether this process reports an error: of several that meet it, the first."""
     joined = sys.modules.get("finetune.processes")
-    return joined is None or bool(joined.first_to_tell())
+    return os.environ.get("RANK", "0") == "0" if joined is None else bool(joined.first_to_tell())
 
 
 def _is_loss(error: Exception) -> bool:

@@ -2,14 +2,18 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
 
+from finetune import terminal
 from finetune.errors import Exit, UserError
+from finetune.processes import OWN_LAUNCH
 
 SECONDS_TO_SAVE = 600  # after a signal: a checkpoint is written before a process ends
+CONSEQUENCES = {Exit.LOST, Exit.TERMINATED, -signal.SIGTERM}
 
 
 def is_wanted(processes: int | None, restarts: int) -> bool:
@@ -30,37 +34,45 @@ def is_wanted(processes: int | None, restarts: int) -> bool:
 def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     """Run `finetune ARGUMENTS` in several processes and return the exit code: of the first that failed by itself.
 
-    Each process tells its own errors; one that is killed is told of here. One failure ends all, or starts all anew as
-    often as `restarts` says; then they go on from the last checkpoint.
+    Each process tells its own errors; one failure ends all. After one that was killed all start anew, as often as
+    `restarts` says, and go on from the last checkpoint. Raises UserError (75) where none is left.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     from finetune import hardware
-
-    def by_itself(failure: ProcessFailure) -> tuple[bool, int]:
-        return failure.exitcode in {Exit.LOST, Exit.TERMINATED, -15}, failure.timestamp
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # the processes tell what went wrong themselves
+    logging.disable()  # of the launcher: the processes tell themselves what went wrong
+    name = f"{OWN_LAUNCH}{uuid.uuid4().hex}"
+    for number in range(restarts + 1):
+        code, killed = _launch_once(name, processes, arguments)
+        if code != Exit.LOST:
+            return code
+        if number < restarts:
+            terminal.say(terminal.line("restart", f"{number + 1} of {restarts}: {killed}"))
+    raise UserError(Exit.LOST, f"{killed}; go on with --resume")
+
+
+def _launch_once(name: str, processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+    """Return how the processes ended: an exit code, and of LOST which was killed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, max_restarts=restarts,
+            min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=name, max_restarts=0,
             rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)("-m", "finetune", *arguments)
-        except ChildFailedError as error:
-            rank, first = min(error.failures.items(), key=lambda item: by_itself(item[1]))
-            if first.exitcode < 0:
-                raise UserError(
-                    Exit.LOST, f"process {rank} was killed ({first.signal_name()}); go on with --resume"
-                ) from None
-            return int(first.exitcode)
         except SignalException as error:
-            return 128 + int(error.sigval)
-    return int(Exit.OK)
+            return 128 + int(error.sigval), ""
+        except ChildFailedError as error:
+            # The launcher ends the others by SIGTERM, and they lose each other: that is no reason.
+            rank, first = min(error.failures.items(), key=lambda item: (item[1].exitcode in CONSEQUENCES, item[0]))
+            if first.exitcode < 0:
+                return Exit.LOST, f"process {rank} was killed ({signal.Signals(-first.exitcode).name})"
+            return first.exitcode, f"process {rank} lost the others"
+    return Exit.OK, ""

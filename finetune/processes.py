@@ -13,6 +13,7 @@ from finetune.run import Crew
 
 # One process may work alone for long, e.g. on a baseline; of one that died the others hear at once all the same.
 LONGEST_WAIT = datetime.timedelta(days=2)
+OWN_LAUNCH = "finetune-"  # and a number that no other launch has
 LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +29,13 @@ def join() -> None:
     _store.append(store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=LONGEST_WAIT)
+
+
+def is_restart_of(launch: str | None) -> bool:
+    """Tell whether these processes took the place of others of the same launch, by its name in environment.json."""
+    own = os.environ.get("TORCHELASTIC_RUN_ID")
+    unique = own is not None and own.startswith(OWN_LAUNCH)
+    return own is not None and own == launch and (unique or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
 
 
 def leave() -> None:
@@ -101,8 +109,10 @@ def by_main(work: Callable[[], Result]) -> Result:
 
 def first_to_tell() -> bool:
     """Tell whether this process is the first to report an error: all may meet the same one, which is told once."""
+    if not _store:
+        return os.environ.get("RANK", "0") == "0"
     try:
-        return not _store or int(_store[0].add("told", 1)) == 1
+        return int(_store[0].add("told", 1)) == 1
     except RuntimeError:  # the launcher has gone
         return is_main()
 

@@ -410,6 +410,7 @@ def environment(seed: int, device: str, data: Mapping[str, str]) -> dict[str, An
         "command": SECRET.sub("hf_***", " ".join(["finetune", *sys.argv[1:]])),
         "device": device,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "seed": seed,
         "data_sha256": dict(data),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

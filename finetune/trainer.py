@@ -438,8 +438,7 @@ def mean_loss(model: nn.Module, loss: LossFunction, examples: Examples, config: 
         found = processes.shared(
             evaluation_batches(examples.lengths, size, size * sides * TOKENS_OF_A_SIDE), score
         )  # fmt: skip
-    total, items = (sum(column) for column in zip(*found, strict=True))
-    return total / items
+    return sum(total for total, _ in found) / sum(items for _, items in found)
 
 
 def update_size(config: TrainConfig) -> int:

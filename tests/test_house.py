@@ -17,7 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune", "finetune.errors", "finetune.deadline", "finetune.config", "finetune.terminal", "finetune.run"),
     ("finetune.text_metrics",),
-    ("finetune.metrics", "finetune.significance", "finetune.optim", "finetune.hardware", "finetune.hub", "finetune.processes"),
+    (
+        "finetune.metrics",
+        "finetune.significance",
+        "finetune.optim",
+        "finetune.hardware",
+        "finetune.hub",
+        "finetune.processes",
+    ),
     ("finetune.data.*", "finetune.checkpoint"),
     (
         *("finetune.baselines", "finetune.evaluation", "finetune.text_baselines", "finetune.text_evaluation"),

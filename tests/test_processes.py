@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import updates
-from calling import ROOT
+from calling import ROOT, call, done, spawn, toy_files
 
 from finetune import checkpoint
+from finetune.errors import Exit
 
 Metrics = list[dict[str, Any]]
 
@@ -80,3 +84,162 @@ def test_two_processes_score_what_one_does_in_order_and_without_doubles(together
         found = json.loads((together / f"scores-{rank}.json").read_text())
         assert found.pop("said") == 0
         assert found == alone
+
+
+TINY = ("max_length=32", "train.learning_rate=3e-3", "train.mixed_precision=no", "train.use_cpu=true", "baseline=none")
+
+
+def still(tiny_model: Path, folder: Path) -> Path:
+    """Return a copy of the tiny model without dropout."""
+    shutil.copytree(tiny_model, folder)
+    stored = json.loads((folder / "config.json").read_text())
+    chances = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    (folder / "config.json").write_text(json.dumps(stored | chances))
+    return folder
+
+
+def test_two_processes_end_with_the_run_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    model = still(tiny_model, tmp_path / "model")
+    asked = ("train", "bert_classification", f"model={model}", *toy_files(tmp_path), *TINY, "train.num_train_epochs=2")
+    one, two = (f"output_dir={tmp_path / name}" for name in ("one", "two"))
+    done(*asked, "train.per_device_train_batch_size=8", one)
+    ended = spawn(*asked, "train.per_device_train_batch_size=4", two, "--processes", "2", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["diagnostics"]["rows"] == {"train": 48, "validation": 24, "test": 24}
+    assert ended.stderr.count("data      48 train") == 1
+    assert "12 updates of 8 texts" in ended.stderr
+    written = {path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*") if path.is_file()}
+    assert written == {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=1e-4)  # in float32, of 12 updates of Adam
+        assert a.get("learning_rate") == b.get("learning_rate")
+    predicted = [(tmp_path / name / "predictions" / "test.jsonl").read_text().splitlines() for name in ("one", "two")]
+    ids = [[json.loads(line)["id"] for line in lines] for lines in predicted]
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 24
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+
+
+def test_a_launch_with_fewer_processes_than_asked_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = ("train", "bert_classification", f"output_dir={tmp_path / 'run'}")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as accelerate launch --cpu --num_processes 2 leaves them
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    found = call(*asked)
+    assert found.code == Exit.USAGE
+    assert "accelerate launch was asked for several processes and started one" in found.err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    found = call(*asked, "--processes", 2)
+    assert found.code == Exit.USAGE
+    assert "--processes 2, but the launcher started 1" in found.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_commands_are_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = call("doctor")
+    assert found.code == Exit.USAGE
+    assert "several processes can only train" in found.err
+    monkeypatch.setenv("RANK", "1")
+    assert call("doctor").err == ""
+
+
+def children(of: int) -> dict[str, int]:
+    """Return the processes that a launcher has started, rank -> pid."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().decode().split("\0") if parent == of else []
+        except OSError:  # it has ended
+            continue
+        ranks = [value.removeprefix("RANK=") for value in environment if value.startswith("RANK=")]
+        found |= dict.fromkeys(ranks, int(folder.name))
+    return found
+
+
+class Launched:
+    """A training in two processes that is watched, and disturbed."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder, self.errors = folder, folder.with_suffix(".err")
+        with self.errors.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "finetune", *map(str, arguments), f"output_dir={folder}", "--processes", "2"],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL, stderr=stream,
+            )  # fmt: skip
+
+    def send(self, rank: str, number: signal.Signals, after: int) -> None:
+        """Send a signal to one of the processes once there is a checkpoint of `after` updates or more."""
+        limit = time.monotonic() + 200
+        while max(checkpoint.saved(self.folder / "checkpoints"), default=0) < after:
+            assert self.process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        os.kill(children(self.process.pid)[rank], number)
+
+    def end(self) -> tuple[int, str]:
+        """Return exit code and stderr."""
+        try:
+            return self.process.wait(timeout=200), self.errors.read_text()
+        finally:
+            self.process.kill()
+
+
+@pytest.mark.reliability
+def test_a_killed_process_is_replaced_a_signal_to_one_stops_all_and_one_process_goes_on(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model, folder = still(tiny_model, tmp_path / "model"), tmp_path / "run"
+    loop = ("train.num_train_epochs=60", "train.save_steps=5", "train.logging_steps=1")
+    asked = ("train", "bert_classification", f"model={model}", *toy_files(tmp_path), *TINY, *loop)
+    run = Launched(folder, *asked, "train.per_device_train_batch_size=4", "--max-restarts", 1)
+    run.send("1", signal.SIGKILL, after=10)
+    while "from update" not in run.errors.read_text() and run.process.poll() is None:
+        time.sleep(0.1)
+    made = max(checkpoint.saved(folder / "checkpoints"))
+    run.send("1", signal.SIGTERM, after=made + 1)  # to one that does not write
+    code, errors = run.end()
+    assert code == Exit.TERMINATED, errors
+    assert errors.count("restart   1 of 1: process 1 was killed (SIGKILL)") == 1
+    assert errors.count("stopped at update ") == 1
+    assert "Traceback" not in errors
+    stopped = int(errors.rpartition("stopped at update ")[2].split(";")[0])
+    assert max(checkpoint.saved(folder / "checkpoints")) == stopped
+
+    refused = call(*asked, "train.per_device_train_batch_size=4", f"output_dir={folder}", "--resume")
+    assert refused.code == Exit.USAGE
+    assert "an update of the run is 2 processes x 1 x 4 examples, and would be 1 process x 1 x 4" in refused.err
+    done(*asked, "train.per_device_train_batch_size=8", f"output_dir={folder}", "--resume")
+    steps = [record["step"] for record in metrics(folder) if "loss" in record]
+    assert steps == list(range(1, 361))
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        (("data.train=nowhere.csv",), Exit.NO_INPUT, "error: nowhere.csv: no such file"),
+        (("train.learning_rate=1e30",), Exit.DIVERGED, "not finite"),
+    ],
+)
+def test_an_error_ends_all_processes_and_is_told_once(
+    tiny_model: Path, tmp_path: Path, settings: tuple[str, ...], code: Exit, told: str
+) -> None:
+    asked = ("train", "bert_classification", f"model={tiny_model}", *toy_files(tmp_path), *TINY, *settings)
+    ended = spawn(*asked, f"output_dir={tmp_path / 'run'}", "--processes", 2, "--max-restarts", 2)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.count(told) == 1
+    assert ended.stderr.count("error:") == 1
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.reliability
+def test_torchrun_starts_the_same_program(tiny_model: Path, tmp_path: Path) -> None:
+    asked = ("train", "bert_classification", f"model={tiny_model}", *toy_files(tmp_path), *TINY)
+    ended = torchrun("-m", "finetune", *asked, f"output_dir={tmp_path / 'run'}")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("verdict") <= 1
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2

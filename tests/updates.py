@@ -9,13 +9,13 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -137,7 +137,11 @@ def summary(of: list[np.ndarray]) -> Any:
     settings: Any = types.SimpleNamespace(smoothing=0.1)
     pairs = [row.tolist() for row in of], [[0, *row[:3], 1] for row in of]
     made = EncoderDecoderWriter.examples(settings, *pairs, str)
-    return PairModel(T5ForConditionalGeneration(config)), lambda *given: EncoderDecoderWriter.loss(settings, *given), made
+    return (
+        PairModel(T5ForConditionalGeneration(config)),
+        lambda *given: EncoderDecoderWriter.loss(settings, *given),
+        made,
+    )
 
 
 KINDS: dict[str, Callable[[list[np.ndarray]], Any]] = {
@@ -171,7 +175,9 @@ def train(kind: str, folder: Path, **settings: int) -> None:
     with Run(folder, quiet=True, crew=processes.crew()) as run:
         run.start({}, {"data_sha256": {}})
         loop = Trainer(model, config, run, loss=loss, seed=1)
-        loop.fit(found, lambda: {"loss": 0.0 if kind == "pretraining" else trainer.mean_loss(model, loss, found, config)})
+        loop.fit(
+            found, lambda: {"loss": 0.0 if kind == "pretraining" else trainer.mean_loss(model, loss, found, config)}
+        )
 
 
 def scores() -> dict[str, Any]:
@@ -190,7 +196,7 @@ def scores() -> dict[str, Any]:
         start: Any = types.SimpleNamespace(model=model, tokenizer=range(1 << 23), end=0)  # two tokens at once
         first = np.ones(count, dtype=np.int64)
         found[f"nats.{count}"] = perplexity.negative_log_probability(start, rows(count), first, 4, 2, "no").tolist()
-        pen = Pen(model.network, lambda given, model=model: decoder_of(model.network, given), 0, str)
+        pen = Pen(model.network, partial(decoder_of, model.network), 0, str)
         written = write_rows(pen, [row.tolist() for row in rows(count)], GenerationConfig(max_new_tokens=4), 1)
         found[f"written.{count}"] = written.texts
         model, _, _ = begun("pretraining")
