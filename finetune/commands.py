@@ -101,7 +101,7 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
         config = dataclasses.replace(config, output_dir=f"runs/{name}-{moment}")
     if config.seeds and len(set(config.seeds)) < len(config.seeds):
         raise UserError(Exit.USAGE, f"seeds={config.seeds}: a seed is given twice")
-    if not options.resume and processes.is_restart_of(_environment(Path(config.output_dir)).get("launch")):
+    if processes.is_restart_of(_environment(Path(config.output_dir)).get("launch")):
         options = dataclasses.replace(options, resume=True, overwrite=False)
     if options.resume:
         config = _as_before(name, config, Path(config.output_dir))

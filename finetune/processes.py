@@ -11,8 +11,8 @@ from torch import distributed
 
 from finetune.run import Crew
 
-# One process may work alone for long, e.g. on a baseline; of one that died the others hear at once all the same.
-LONGEST_WAIT = datetime.timedelta(days=2)
+# One process may work alone for long, on a baseline; of one that died the others hear at once, of a dead machine not.
+LONGEST_WAIT = datetime.timedelta(hours=6)
 OWN_LAUNCH = "finetune-"  # and a number that no other launch has
 LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
 Item = TypeVar("Item")
@@ -32,10 +32,13 @@ def join() -> None:
 
 
 def is_restart_of(launch: str | None) -> bool:
-    """Tell whether these processes took the place of others of the same launch, by its name in environment.json."""
-    own = os.environ.get("TORCHELASTIC_RUN_ID")
-    unique = own is not None and own.startswith(OWN_LAUNCH)
-    return own is not None and own == launch and (unique or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
+    """Tell whether these processes took the place of others of the same launch, by its name in environment.json.
+
+    A launcher on a machine that came back counts from 0: it is enough that one of them counts.
+    """
+    own = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    counts = own.startswith(OWN_LAUNCH) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return summed(bool(own) and own == launch and counts)[0] > 0
 
 
 def leave() -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pretexts
 import pytest
+import tiny_seq2seq as tiny
 import updates
-from calling import ROOT, call, done, spawn, toy_files
+from calling import ROOT, call, done, spawn, toy_files, write_csv
+from conftest import toy_rows
 
 from finetune import checkpoint
 from finetune.errors import Exit
@@ -243,3 +246,61 @@ def test_torchrun_starts_the_same_program(tiny_model: Path, tmp_path: Path) -> N
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("verdict") <= 1
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
+
+
+def commands_of_each_recipe(folder: Path, bert: Path, gpt2: Path) -> dict[str, list[str]]:
+    """Write data for every recipe and return a command of each that trains on it, by the name of its run."""
+    loop = ("train.max_steps=3", "train.learning_rate=1e-3", "train.mixed_precision=no", "train.use_cpu=true")
+    brief = (*loop, "train.per_device_train_batch_size=4")
+    reading = "max_length=32"
+    labels, pairs = toy_files(folder), tiny.pair_files(folder)
+    for language in ("en", "it"):
+        pretexts.write_mono(folder, language, 40)
+        for name, (rows, seed) in {"train": (24, 0), "validation": (12, 1), "test": (11, 2)}.items():
+            write_csv(folder / f"{language}.{name}.csv", toy_rows(rows, seed))
+    pretexts.write_pairs(folder, "it", 60)
+    languages = [f"data.{name}={folder}/{{language}}.{name}.csv" for name in ("train", "validation", "test")]
+    parallel = f"data.parallel={folder}/parallel.en-{{language}}.jsonl.gz"
+    texts = [f"data.train={folder}/mono.en.txt", f"data.test={folder}/mono.en.txt"]
+    small = [setting for setting in pretexts.SMALL if not setting.startswith("train.")]
+    short = ("samples=3", "generation.max_new_tokens=4", "max_length=16")
+    width = ("network.hidden_size=32", "network.num_hidden_layers=1", "network.num_attention_heads=2")
+    asked: dict[str, list[str]] = {
+        "classifier": [
+            "bert_classification", f"model={bert}", *labels, *brief, reading, "seeds=[1,2]", "label_budget=[12,24]",
+        ],
+        "languages": [
+            "mbert_crosslingual", f"model={bert}", *languages, "train_languages=[en]", "test_languages=[en,it]",
+            "oracle=true", *brief, reading,
+        ],
+        "pairs": [
+            "seq2seq", *pairs, "vocabulary.kind=word", *brief, "network.hidden_size=16", "network.intermediate_size=16",
+        ],
+        "masks": [
+            "bert_pretraining", f"data.train={folder}/mono.{{language}}.txt", parallel, "train_languages=[en,it]",
+            "objective=mlm+distil", f"teacher={bert}", f"model={bert}", *small, *loop,
+        ],
+        "letters": ["gpt2_pretraining", *texts, *width, "vocabulary.vocab_size=280", *short, *loop],
+        "stories": ["gpt2_generation", f"model={gpt2}", *texts, *short, *brief],
+        "summaries": [
+            "summarization", f"model={gpt2}", *pairs, f"bertscore_model={bert}", "generation.max_new_tokens=4",
+            "max_source_length=40", "max_target_length=7", *brief,
+        ],
+    }  # fmt: skip
+    return {name: ["train", *command, f"output_dir={folder / 'runs' / name}"] for name, command in asked.items()}
+
+
+@pytest.mark.reliability
+def test_every_recipe_trains_in_two_processes_and_one_of_them_speaks_and_writes(
+    tiny_model: Path, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    commands = commands_of_each_recipe(tmp_path, tiny_model, tiny_gpt2)
+    (tmp_path / "commands.json").write_text(json.dumps(list(commands.values())))
+    ended = torchrun(ROOT / "tests" / "each_recipe.py", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1))
+    for name, one, other in zip(commands, first, second, strict=True):
+        assert one["code"] == 0, one["err"] + other["err"]
+        assert other == {"code": 0, "out": "", "err": ""}
+        assert json.loads((tmp_path / "runs" / name / "results.json").read_text())["scores"]
+    assert not list((tmp_path / "runs").rglob(".tmp-*"))
