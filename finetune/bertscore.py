@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import hardware, pretrained, significance
+from finetune import hardware, pretrained, processes, significance
 from finetune.data.batching import evaluation_batches, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.significance import Sample
@@ -99,15 +99,19 @@ def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
 
 def row_scores(meter: Meter, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """Return precision, recall and f1 of each text against the nearest of its references, (rows, 3)."""
-    found = np.zeros((len(predicted), len(FIGURES)))
-    for start in range(0, len(predicted), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
+    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(predicted), ROWS_AT_ONCE)]
+
+    def score(part: slice) -> list[tuple[float, float, float]]:
         texts = list(dict.fromkeys([*predicted[part], *(text for several in references[part] for text in several)]))
         vectors = dict(zip(texts, _vectors(meter, texts), strict=True))
-        for row, (text, several) in enumerate(zip(predicted[part], references[part], strict=True), start=start):
+        found = []
+        for text, several in zip(predicted[part], references[part], strict=True):
             scores = [similarity(vectors[text], vectors[reference]) for reference in several]
-            found[row] = max(scores, key=lambda score: score[2])
-    return found
+            found.append(max(scores, key=lambda score: score[2]))
+        return found
+
+    rows = [row for part in processes.shared(parts, score) for row in part]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(FIGURES))
 
 
 def similarity(text: Tensor, reference: Tensor) -> tuple[float, float, float]:

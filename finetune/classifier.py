@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import adapters, cpu, hardware, optim, pretrained, trainer
+from finetune import adapters, cpu, hardware, optim, pretrained, processes, trainer
 from finetune.adapters import AdapterConfig
 from finetune.data.batching import Batch, Examples, evaluation_batches, pad, pad_and_mask
 from finetune.data.columns import LabelMap
@@ -232,13 +232,19 @@ def predict(classifier: Classifier, encoded: Encoded, config: TrainConfig) -> Sc
     started = time.perf_counter()
     was_training = model.training
     model.eval()
+    batches = evaluation_batches(encoded.lengths, batch_size, batch_size * TOKENS_OF_A_TEXT)
+
+    def score(chosen: np.ndarray) -> np.ndarray:
+        batch = examples.collate(chosen)
+        logits = model(**{name: tensor.to(device) for name, tensor in batch.tensors.items()}).logits.float()
+        share = torch.sigmoid(logits) if classifier.labels.multi_label else torch.softmax(logits, dim=-1)
+        return share.double().cpu().numpy()
+
     # One block around all batches, so that each weight is cast to bf16 once, not once a batch.
     with torch.inference_mode(), hardware.autocast(device, config.mixed_precision):
-        for chosen in evaluation_batches(encoded.lengths, batch_size, batch_size * TOKENS_OF_A_TEXT):
-            batch = examples.collate(chosen)
-            logits = model(**{name: tensor.to(device) for name, tensor in batch.tensors.items()}).logits.float()
-            share = torch.sigmoid(logits) if classifier.labels.multi_label else torch.softmax(logits, dim=-1)
-            np.add.at(totals, encoded.row[chosen], share.double().cpu().numpy())
+        found = processes.shared(batches, score)
+    for chosen, share in zip(batches, found, strict=True):
+        np.add.at(totals, encoded.row[chosen], share)
     model.train(was_training)
     if not np.isfinite(totals).all():
         raise UserError(Exit.DIVERGED, "the model's probabilities are not finite; try a lower learning_rate")

@@ -29,6 +29,8 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 ConfigFile = Annotated[str | None, typer.Option("--config", help="preset or YAML file, read before KEY=VALUE")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in output_dir")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in output_dir")]
+Processes = Annotated[int | None, typer.Option("--processes", min=1, help="processes on this machine, e.g. its GPUs")]
+Restarts = Annotated[int, typer.Option("--max-restarts", min=0, help="start anew so often after a process was lost")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="measure three updates, print cost, write nothing")]
 TextColumn = Annotated[str | None, typer.Option("--text-column", help="column of the text in the file")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="column of the label in the file")]
@@ -51,20 +53,33 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    processes: Processes = None,
+    max_restarts: Restarts = 0,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model beside its baseline and print the verdict.
 
     finetune train bert_classification data.train=train.csv data.test=test.csv model=minilm output_dir=runs/x
+    finetune train bert_classification --processes 2 data.train=train.csv output_dir=runs/x
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune import launch
 
+    if launch.is_wanted(processes, max_restarts):
+        raise typer.Exit(launch.launch(processes or 1, max_restarts, sys.argv[1:]))
+    from finetune import commands
+    from finetune.processes import is_main, join, leave
+
+    join()
     overrides = list(settings or [])
     if recipe is not None and "=" in recipe:  # no recipe given: it comes from --config
         overrides, recipe = [recipe, *overrides], None
-    options = commands.TrainOptions(resume=resume, overwrite=overwrite, dry_run=dry_run)
-    _print_results(commands.train(recipe, overrides, config, options), as_json)
+    restarts = max_restarts > 0 or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    options = commands.TrainOptions(resume=resume, overwrite=overwrite, dry_run=dry_run, restarts=restarts)
+    results = commands.train(recipe, overrides, config, options)
+    if is_main():
+        _print_results(results, as_json)
+    leave()
 
 
 @app.command()
@@ -528,6 +543,8 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and arguments[:1] != ["train"]:
+            raise UserError(Exit.USAGE, "several processes can only train; give: finetune train ...")
         code = app(arguments, prog_name="finetune", standalone_mode=False)
         sys.stdout.flush()  # here, so that a closed pipe is met inside this block
     except (UserError, Interrupted) as error:
@@ -540,6 +557,8 @@ def main() -> NoReturn:
         _reader_has_left()
         sys.exit(Exit.OK)
     except Exception as error:
+        if _is_loss(error):
+            _leave("error: another process was lost; go on with --resume", Exit.LOST)
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's, in every release
             _leave(_usage(error), error.exit_code)
         if debug:
@@ -559,8 +578,20 @@ def _usage(error: Any) -> str:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    sys.stderr.write(message + "\n")
+    if _is_first():
+        sys.stderr.write(message + "\n")
     sys.exit(int(code))
+
+
+def _is_first() -> bool:
+    """Tell whether this process reports an error: of several that meet it, the first."""
+    joined = sys.modules.get("finetune.processes")
+    return os.environ.get("RANK", "0") == "0" if joined is None else bool(joined.first_to_tell())
+
+
+def _is_loss(error: Exception) -> bool:
+    joined = sys.modules.get("finetune.processes")
+    return joined is not None and bool(joined.is_loss(error))
 
 
 def _quiet_environment() -> None:
@@ -568,6 +599,7 @@ def _quiet_environment() -> None:
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it looked for unused parameters in vain
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets would tell a server of another firm
     if "--debug" not in sys.argv and not sys.warnoptions:

@@ -6,12 +6,12 @@ import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from finetune import adapters, export, generation, hardware, hub, label_budget, pretrained, text_evaluation
+from finetune import adapters, export, generation, hardware, hub, label_budget, pretrained, processes, text_evaluation
 from finetune import config as configuration
 from finetune.causal import corpus as documents
 from finetune.causal import model as language_models
@@ -50,6 +50,9 @@ DEMOS = {  # name -> recipe, shipped data, its files
     "generation": ("gpt2_generation", "stories", "{}.txt"),
 }
 DEMO_LANGUAGES = ("en", "it", "de", "es", "fr")
+OF_AN_UPDATE = (
+    "train.per_device_train_batch_size", "train.gradient_accumulation_steps", "train.max_tokens_per_batch"
+)  # fmt: skip
 NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
 
 
@@ -63,11 +66,12 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How a training command treats its folder."""
+    """How a training command treats its folder; with `restarts` a launcher may start it anew."""
 
     resume: bool = False
     overwrite: bool = False
     dry_run: bool = False
+    restarts: bool = False
 
 
 def recipe_module(name: str) -> ModuleType:
@@ -86,16 +90,23 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
         raise UserError(Exit.USAGE, f"which recipe? finetune train RECIPE ...: {', '.join(RECIPES)}")
     module = recipe_module(name)
     config, notes = configuration.load(module.Config, overrides, path)
+    if processes.world() > 1 and not hasattr(config, "train"):
+        raise UserError(Exit.USAGE, f"{name} works in one process; leave out --processes")
     if config.output_dir is None:
         if options.resume:
             raise UserError(Exit.USAGE, "--resume: which run? give output_dir=RUN")
-        moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        if options.restarts:
+            raise UserError(Exit.USAGE, "--max-restarts: give output_dir=RUN, where what is started anew goes on")
+        moment = processes.by_main(lambda: datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
         config = dataclasses.replace(config, output_dir=f"runs/{name}-{moment}")
     if config.seeds and len(set(config.seeds)) < len(config.seeds):
         raise UserError(Exit.USAGE, f"seeds={config.seeds}: a seed is given twice")
+    if processes.is_restart_of(_environment(Path(config.output_dir)).get("launch")):
+        options = dataclasses.replace(options, resume=True, overwrite=False)
     if options.resume:
         config = _as_before(name, config, Path(config.output_dir))
-    with Run(config.output_dir, **dataclasses.asdict(options)) as run:
+    place = {"resume": options.resume, "overwrite": options.overwrite, "dry_run": options.dry_run}
+    with Run(config.output_dir, **place, crew=processes.crew()) as run:
         for note in notes:
             run.say("note", note)
         budgets = _plan_budgets(config, run) if hasattr(config, "label_budget") and config.label_budget else None
@@ -445,11 +456,33 @@ def _as_before(recipe: str, config: Any, folder: Path) -> Any:
         raise UserError(Exit.USAGE, f"--resume: the run in {folder} began with the recipe {began_as}, not {recipe}")
     before = {path: value for path, (value, _) in read_yaml(stored).items() if path not in {"recipe", "output_dir"}}
     now = flatten(to_tree(config))
+    if (began_with := _environment(folder).get("processes", 1)) != processes.world():
+        _check_same_updates(before, began_with, now)
+        before |= {path: now[path] for path in OF_AN_UPDATE}
     taken = {path: before.get(path) if now[path] == "auto" else now[path] for path in before if path in now}
     changed = [f"{path}: {before[path]} -> {value}" for path, value in taken.items() if value != before[path]]
     if changed:
         raise UserError(Exit.USAGE, "--resume with other settings than the run began with:\n" + "\n".join(changed[:2]))
     return configuration.build(type(config), {**before, "output_dir": now["output_dir"]}, {})
+
+
+def _check_same_updates(before: Mapping[str, Any], began_with: int, now: Mapping[str, Any]) -> None:
+    """Refuse another number of processes (2) unless an update has as many examples, and tokens, as it had."""
+
+    def update(settings: Mapping[str, Any], count: int) -> tuple[list[int | None], str]:
+        rows, steps, tokens = (settings[path] for path in OF_AN_UPDATE)
+        told = f"{count} {'process' if count == 1 else 'processes'} x {steps} x {rows}"
+        return [count * steps * rows, None if tokens is None else count * steps * tokens], told
+
+    (had, told), (has, asked) = update(before, began_with), update(now, processes.world())
+    if had != has:
+        what = f"--resume: an update of the run is {told} examples, and would be {asked}"
+        raise UserError(Exit.USAGE, f"{what}\ngive --processes {began_with}, or settings with the same product")
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def _train_seeds(recipe: Recipe, config: Any, run: Run) -> dict[str, Any]:
@@ -517,7 +550,8 @@ def _train_budgets(
     systems = Contender(results["diagnostics"]["system"], fine_tuned), Contender("TF-IDF", cheap)
     found = label_budget.measure(planned, seeds, *systems)
     results["diagnostics"]["budget"] = found
-    draw_budget(found, run.picture_file("label_budget"))
+    if run.crew.is_main:
+        draw_budget(found, run.picture_file("label_budget"))
     run.write_results(results)
     run.write_card(model_card(results, to_tree(config), _place(run, seeds)))
     return results

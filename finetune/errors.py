@@ -17,6 +17,7 @@ class Exit(IntEnum):
     DIVERGED = 70
     OUTPUT_TAKEN = 73
     IO_FAILED = 74
+    LOST = 75
     UNSAFE = 77
     INTERRUPTED = 130
     TERMINATED = 143

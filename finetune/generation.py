@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune import processes
 from finetune.causal.model import Start
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
@@ -533,22 +534,25 @@ def write_rows(
 ) -> Written:
     """Write after rows of tokens, prompts or sources, in batches of similar lengths; texts come in the rows' order."""
     started = time.perf_counter()
-    found: list[list[Generated]] = [[] for _ in coded]
-    cache, was_training = 0, pen.network.training
+    was_training = pen.network.training
     pen.network.eval()  # a training leaves dropout on
-    for batch, numbers in _batches(coded, config, next(pen.network.parameters()).device.type):
-        rows = [coded[place] for place in batch]
-        rules = _Rules(config, pen.end, seed, pen.decode, numbers)
-        texts, most = _generate(pen.decoder(rows), rows, rules, listen)
-        cache = max(cache, most)
-        for place, several in zip(batch, texts, strict=True):
+    batches = list(_batches(coded, config, next(pen.network.parameters()).device.type))
+
+    def write_batch(batch: tuple[list[int], range]) -> tuple[list[list[Generated]], int]:
+        rows = [coded[place] for place in batch[0]]
+        return _generate(pen.decoder(rows), rows, _Rules(config, pen.end, seed, pen.decode, batch[1]), listen)
+
+    written = processes.shared(batches, write_batch)
+    found: list[list[Generated]] = [[] for _ in coded]
+    for (places, _), (texts, _) in zip(batches, written, strict=True):
+        for place, several in zip(places, texts, strict=True):
             found[place] += several
     pen.network.train(was_training)
     return Written(
         texts=[[_before_stop(pen.decode, one.tokens, config)[0] for one in several] for several in found],
         scores=[[one.score for one in several] for several in found],
         tokens=sum(len(one.tokens) for several in found for one in several),
-        seconds=time.perf_counter() - started, cut=0, cache_bytes=cache,
+        seconds=time.perf_counter() - started, cut=0, cache_bytes=max((most for _, most in written), default=0),
     )  # fmt: skip
 
 

@@ -97,6 +97,11 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return max(1, min(len(os.sched_getaffinity(0)), int(cpu_quota() or sys.maxsize)))
+
+
 def load_average() -> float:
     """Return the number of processes that wanted a core over the last minute."""
     return os.getloadavg()[0]

@@ -1,6 +1,7 @@
 """The run folder: the only place that knows its files, holds its lock and writes into it."""
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import importlib.metadata
@@ -33,10 +34,22 @@ OWN_NAMES = (
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Crew:
+    """The processes that a run has: whether this is the one that speaks and writes, and how it waits for the others."""
+
+    is_main: bool = True
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = Crew()
+
+
 class Run:
     """One run folder, locked while it is written; nothing appears on disk before `start`.
 
-    A run that fails before its first update takes its new folder away again.
+    A run that fails before its first update takes its new folder away again. Of several processes the main one alone
+    speaks and writes; the others wait where they would read what it has not written yet.
     """
 
     def __init__(
@@ -47,25 +60,28 @@ class Run:
         overwrite: bool = False,
         quiet: bool = False,
         dry_run: bool = False,
+        crew: Crew = ALONE,
     ) -> None:
         self.folder = Path(folder)
+        self.crew = crew
         self.resume = resume
         self.dry_run = dry_run
         self.updated = False
         self._overwrite = overwrite
-        self._quiet = quiet
+        self._quiet = quiet or not crew.is_main
         self._created: list[Path] = []
         self._lock: FileLock | None = None
         self._log: list[str] | None = []  # lines said before the folder exists
         self._model = self.folder / "model"
-        self._check_free()
+        if crew.is_main:
+            self._check_free()
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
         """Return a finished run, or a plain model folder, for reading; raises UserError (66) where it is neither."""
         path = Path(folder)
         run = cls.__new__(cls)
-        run.folder, run._model, run._quiet = path, path / "model", False
+        run.folder, run._model, run._quiet, run.crew = path, path / "model", False, ALONE
         run._log = []  # what is said of a finished run is not written into it
         if not (path / "config.yaml").is_file():
             if not (path / "config.json").is_file():
@@ -77,7 +93,7 @@ class Run:
     @contextlib.contextmanager
     def part(self, folder: Path) -> Iterator["Run"]:
         """Write a run inside this run, resumed where this one is; what it leaves on disk must outlive a stop."""
-        with Run(folder, resume=self.resume) as part:
+        with Run(folder, resume=self.resume, crew=self.crew) as part:
             try:
                 yield part
             finally:
@@ -124,8 +140,13 @@ class Run:
     def start(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Make and lock the folder, write config.yaml and environment.json, and begin train.log.
 
-        Raises UserError: 73 where another process holds the folder, 2 where a resumed run has another model or data.
+        Raises UserError: 73 where another program holds the folder, 2 where a resumed run has another model or data.
         """
+        if self.crew.is_main:
+            self._begin(config, environment)
+        self.crew.wait()
+
+    def _begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         self._make_folder()
         self._take_lock()
         if self._overwrite and not self.resume:
@@ -144,6 +165,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.crew.wait()
         if self._lock is not None:
             (self.folder / ".holder.json").unlink(missing_ok=True)
             self._lock.release()
@@ -178,29 +201,29 @@ class Run:
     def rewind_metrics(self, step: int) -> None:
         """Drop the records of metrics.jsonl that belong to updates after `step`."""
         path = self.folder / "metrics.jsonl"
-        if not path.exists():
+        if not self.crew.is_main or not path.exists():
             return
         kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
         write_atomic(path, b"".join(line + b"\n" for line in kept))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
-        write_atomic(self.folder / "results.json", _json(results, indent=2))
+        self._write(self.folder / "results.json", _json(results, indent=2))
 
     def write_predictions(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write predictions/<name>.jsonl, one row a line."""
-        path = self.predictions_file(name)
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, b"".join(_json(row) + b"\n" for row in rows))
+        self._write(self.predictions_file(name), b"".join(_json(row) + b"\n" for row in rows))
 
     def write_card(self, text: str) -> None:
         """Write the model card, README.md of the run and of its model folder."""
-        write_atomic(self.folder / "README.md", text.encode())
+        self._write(self.folder / "README.md", text.encode())
         if self.model.is_dir():
-            write_atomic(self.model / "README.md", text.encode())
+            self._write(self.model / "README.md", text.encode())
 
     def save_model(self, save: Callable[[Path], None]) -> None:
         """Let `save` fill a new folder, then put it in the place of model/ in one step."""
+        if not self.crew.is_main:
+            return
         temporary = self.folder / ".tmp-model"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -213,8 +236,9 @@ class Run:
 
     def drop_weights(self) -> None:
         """Remove model/ and checkpoints/ of a run that had only to be scored."""
-        for folder in (self.checkpoints, self.model):
-            shutil.rmtree(folder, ignore_errors=True)
+        if self.crew.is_main:
+            for folder in (self.checkpoints, self.model):
+                shutil.rmtree(folder, ignore_errors=True)
 
     # Reading
 
@@ -332,6 +356,12 @@ class Run:
             if path.name in OWN_NAMES or path.name.startswith(("seed-", ".tmp-")):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+    def _write(self, path: Path, content: bytes) -> None:
+        if self.crew.is_main:
+            with disk_errors(self.folder):
+                path.parent.mkdir(exist_ok=True)
+            write_atomic(path, content)
+
     def _append(self, name: str, text: str) -> None:
         with disk_errors(self.folder), (self.folder / name).open("a", encoding="utf-8") as stream:
             stream.write(SECRET.sub("hf_***", text) + "\n")
@@ -383,6 +413,8 @@ def environment(seed: int, device: str, data: Mapping[str, str]) -> dict[str, An
         "commit": _commit(),
         "command": SECRET.sub("hf_***", " ".join(["finetune", *sys.argv[1:]])),
         "device": device,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "seed": seed,
         "data_sha256": dict(data),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

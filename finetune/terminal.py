@@ -87,8 +87,8 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def progress() -> "Progress":
-    """Return a progress bar with rates and time left; it stays silent where stderr is no terminal."""
+def progress(shown: bool = True) -> "Progress":
+    """Return a progress bar with rates and time left; it stays silent where not `shown` or stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -101,4 +101,4 @@ def progress() -> "Progress":
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))

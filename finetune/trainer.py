@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune import adapters, checkpoint, hardware, optim, terminal
+from finetune import adapters, checkpoint, hardware, optim, processes, terminal
 from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, Order, Strategy, evaluation_batches, padded_tokens, share
 from finetune.errors import Exit, Interrupted, UserError
@@ -138,7 +139,7 @@ class Trainer:
         scheduler = self._scheduler(len(plan))
         self._restore(scheduler)
         self.model.train()
-        with self._signals(), terminal.progress() as bar:
+        with self._signals(), terminal.progress(processes.is_main()) as bar:
             task = bar.add_task("", total=len(plan), completed=self.progress.step, note="")
             ended = self._patience_lost()  # a run that had stopped early and is resumed
             for step in range(self.progress.step, self.progress.step if ended else len(plan)):
@@ -153,10 +154,11 @@ class Trainer:
                 if self._evaluation_due(plan):
                     self._evaluate(evaluate, epoch, greater_is_better)
                 stopping = self._patience_lost()
-                if self._signal is not None or self._save_due(last=stopping or step + 1 == len(plan)):
+                interrupted, overdue = self._agree()
+                if interrupted is not None or overdue or self._save_due(last=stopping or step + 1 == len(plan)):
                     self._save()
-                if self._signal is not None:
-                    raise Interrupted(self._signal, f"stopped at update {step + 1}; go on with --resume")
+                if interrupted is not None:
+                    raise Interrupted(interrupted, f"stopped at update {step + 1}; go on with --resume")
                 if stopping:
                     break
         self._load_best()
@@ -212,27 +214,23 @@ class Trainer:
             _step_seed(self.seed, step, rank)
         )  # no random state to save: dropout is a function of the step
         parts = share(update, examples.lengths, rank, world, self.config.gradient_accumulation_steps)
-        batches = [examples.collate(part) for part in parts]
-        items = self._total_items(batches)
+        # With fewer rows than processes one works on a row of another's, without weight: in backward all must meet.
+        weight = float(bool(parts))
+        batches = [examples.collate(part) for part in parts or [update[:1]]]
+        items = int(processes.summed(weight * sum(batch.items for batch in batches))[0])
         losses = []
         for number, batch in enumerate(batches, 1):
             with self._synchronised(last=number == len(batches)):
-                loss = self.loss(self.model, batch) * (world / items)  # DDP averages over processes: undo it
+                loss = self.loss(self.model, batch) * (weight * world / items)  # DDP averages over processes: undo it
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
         norm = self._clip()
-        total = float(self.accelerator.reduce(torch.stack(losses).sum(), reduction="mean"))
+        total = processes.summed(float(torch.stack(losses).sum()) / world)[0]
         if not math.isfinite(total) or not math.isfinite(norm):
             self._diverged(step, total, [examples.name(int(row)) for row in update])
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.window.append((total * items, items, norm))
-
-    def _total_items(self, batches: list[Batch]) -> int:
-        items = sum(batch.items for batch in batches)
-        if self.accelerator.num_processes > 1:
-            items = int(self.accelerator.reduce(torch.tensor(items, device=self.accelerator.device)))
-        return items
 
     @contextmanager
     def _synchronised(self, *, last: bool) -> Iterator[None]:
@@ -322,15 +320,24 @@ class Trainer:
 
     # Checkpoints
 
+    def _agree(self) -> tuple[Exit | None, bool]:
+        """Return what all processes do after this update: leave for a signal to any of them, save by the main's clock.
+
+        Signals and clocks are not the same everywhere, and a process that goes on alone waits for ever.
+        """
+        overdue = time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES and processes.is_main()
+        ends = [self._signal == code for code in (Exit.TERMINATED, Exit.INTERRUPTED)]
+        terminated, interrupted, due = processes.summed(*ends, self.config.save_steps is None and overdue)
+        stop = Exit.TERMINATED if terminated else Exit.INTERRUPTED if interrupted else None
+        return stop, bool(due)
+
     def _save_due(self, *, last: bool) -> bool:
         if last or self.progress.best_step == self.progress.step:
             return True
-        if self.config.save_steps is not None:
-            return self.progress.step % self.config.save_steps == 0
-        return time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES
+        return self.config.save_steps is not None and self.progress.step % self.config.save_steps == 0
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
+        if processes.is_main():
             optimizer, numbers = checkpoint.pack_optimizer(self.optimizer.optimizer)
             tensors = {"model": _unique_tensors(self.unwrapped()), "optimizer": optimizer}
             state = {"progress": dataclasses.asdict(self.progress), "optimizer": numbers}
@@ -340,13 +347,13 @@ class Trainer:
             # A later step is a damaged one that was skipped on resume: it goes, and pushes no good one out.
             steps = sorted(step for step in checkpoint.saved(self.run.checkpoints) if step <= self.progress.step)
             checkpoint.prune(self.run.checkpoints, {self.progress.best_step, *steps[-self.config.save_total_limit :]})
-        self.accelerator.wait_for_everyone()
+        processes.wait()
         self._saved_at = time.monotonic()
 
     def _restore(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
         if not self.run.resume:
             return
-        found, warnings = checkpoint.newest(self.run.checkpoints)
+        found, warnings = processes.by_main(lambda: checkpoint.newest(self.run.checkpoints))
         for warning in warnings:
             self.run.say("warning", f"{warning}; the checkpoint before it is used")
         if found is None:
@@ -383,7 +390,8 @@ class Trainer:
         )
 
     def _padded_tokens(self, update: np.ndarray, lengths: np.ndarray) -> int:
-        parts = share(update, lengths, 0, self.accelerator.num_processes, self.config.gradient_accumulation_steps)
+        world, accumulation = self.accelerator.num_processes, self.config.gradient_accumulation_steps
+        parts = [part for rank in range(world) for part in share(update, lengths, rank, world, accumulation)]
         return sum(padded_tokens(lengths[part]) for part in parts)
 
     @contextmanager
@@ -419,26 +427,39 @@ def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> Trai
 def mean_loss(model: nn.Module, loss: LossFunction, examples: Examples, config: TrainConfig) -> float:
     """Return the loss of an item, over all examples, in eval mode."""
     sides = 1 if examples.lengths.ndim == 1 else examples.lengths.shape[1]
-    size, total, items = config.per_device_eval_batch_size, 0.0, 0
+    size = config.per_device_eval_batch_size
+
+    def score(chosen: np.ndarray) -> tuple[float, int]:
+        batch = examples.collate(chosen)
+        return float(loss(model, batch)), batch.items
+
     model.eval()
     with hardware.autocast(next(model.parameters()).device, config.mixed_precision):
-        for chosen in evaluation_batches(examples.lengths, size, size * sides * TOKENS_OF_A_SIDE):
-            batch = examples.collate(chosen)
-            total += float(loss(model, batch))
-            items += batch.items
-    return total / items
+        found = processes.shared(
+            evaluation_batches(examples.lengths, size, size * sides * TOKENS_OF_A_SIDE), score
+        )  # fmt: skip
+    return sum(total for total, _ in found) / sum(items for _, items in found)
 
 
 def update_size(config: TrainConfig) -> int:
-    """Return the examples of an update on one process."""
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps
+    """Return the examples of an update, of all processes together."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes.world()
 
 
 def accelerator(config: TrainConfig) -> Accelerator:
-    """Return the Accelerator of a run; a second run in one process may use another precision."""
+    """Return the Accelerator of a run; a second run in one process may use another precision.
+
+    Raises UserError (2) where there are more processes than GPUs for them.
+    """
     AcceleratorState._reset_state()
     use_cpu = config.use_cpu or not torch.cuda.is_available()
-    return Accelerator(cpu=use_cpu, mixed_precision=config.mixed_precision)
+    if not use_cpu and processes.on_this_machine() > max(1, torch.cuda.device_count()):
+        have = terminal.count(torch.cuda.device_count(), "GPU")
+        what = f"{processes.on_this_machine()} processes for {have}"
+        raise UserError(Exit.USAGE, f"{what}; give one process for each, or train.use_cpu=true")
+    # A checkpoint may have parts that its loss does not read, and pretraining changes its loss from update to update.
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(cpu=use_cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[wrapping])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -17,7 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune", "finetune.errors", "finetune.deadline", "finetune.config", "finetune.terminal", "finetune.run"),
     ("finetune.text_metrics",),
-    ("finetune.metrics", "finetune.significance", "finetune.optim", "finetune.hardware", "finetune.hub"),
+    (
+        "finetune.metrics",
+        "finetune.significance",
+        "finetune.optim",
+        "finetune.hardware",
+        "finetune.hub",
+        "finetune.processes",
+    ),
     ("finetune.data.*", "finetune.checkpoint"),
     ("finetune.adapters",),
     (
@@ -33,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.summaries.*",),
     ("finetune.report.*",),
     ("recipes.*", "finetune.export"),
-    ("finetune.commands",),
+    ("finetune.commands", "finetune.launch"),
     ("finetune.cli",),
     ("finetune.__main__",),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from finetune import hardware, significance
+from finetune import hardware, processes, significance
 from finetune.causal.model import Start
 from finetune.causal.packing import IGNORED
 from finetune.data.batching import evaluation_batches, pad
@@ -98,13 +98,19 @@ def negative_log_probability(
     device, was_training = network.device, start.model.training
     start.model.eval()
     budget = max(1, LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"]) // len(start.tokenizer))
+    batches = evaluation_batches(cut.size, MOST_ROWS, max(budget, window))
+
+    def score(chosen: np.ndarray) -> np.ndarray:
+        pieces = [rows[cut.document[w]][cut.begin[w] : cut.begin[w] + cut.size[w] + 1] for w in chosen]
+        inputs = pad([piece[:-1] for piece in pieces], start.end).to(device)
+        gold = pad([_labels(piece, int(cut.skipped[w])) for piece, w in zip(pieces, chosen, strict=True)], IGNORED)
+        losses = start.model.losses(inputs, gold.to(device)).double().sum(dim=1)
+        return losses.cpu().numpy()
+
     with hardware.autocast(device, precision):
-        for chosen in evaluation_batches(cut.size, MOST_ROWS, max(budget, window)):
-            pieces = [rows[cut.document[w]][cut.begin[w] : cut.begin[w] + cut.size[w] + 1] for w in chosen]
-            inputs = pad([piece[:-1] for piece in pieces], start.end).to(device)
-            gold = pad([_labels(piece, int(cut.skipped[w])) for piece, w in zip(pieces, chosen, strict=True)], IGNORED)
-            losses = start.model.losses(inputs, gold.to(device)).double().sum(dim=1)
-            np.add.at(found, cut.document[chosen], losses.cpu().numpy())
+        scored = processes.shared(batches, score)
+    for chosen, nats in zip(batches, scored, strict=True):
+        np.add.at(found, cut.document[chosen], nats)
     start.model.train(was_training)
     return found
 

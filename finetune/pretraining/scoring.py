@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 from torch.nn import functional
 
-from finetune import hardware, significance
+from finetune import hardware, processes, significance
 from finetune.data.batching import cut_by_tokens, evaluation_batches, pad_and_mask
 from finetune.pretraining.examples import Frame, Part
 from finetune.pretraining.model import Pretrainer
@@ -150,7 +150,7 @@ class Masked:
         ids = [f"{part.name(row)}#{row}" for row in range(len(part))]
         return cls(made, ids, [str(code) for code in part.languages])
 
-    def tally(self, by_row: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> Tally:
+    def tally(self, by_row: Sequence[tuple[np.ndarray, ...]]) -> Tally:
         """Add up (rows, row of each place, loss, right) of all batches."""
         items, losses, rights = (np.zeros(len(self.ids)) for _ in range(3))
         for chosen, row, loss, right in by_row:
@@ -165,17 +165,20 @@ class Masked:
 def score_masked(model: Pretrainer, masked: Masked, precision: str) -> tuple[Tally, float]:
     """Let a model guess the tokens at hidden places; also return the seconds that it took."""
     device, started = model.network.device, time.perf_counter()
-    found = []
     was_training = model.training
     model.eval()
+
+    def score_batch(batch: tuple[np.ndarray, dict[str, torch.Tensor]]) -> tuple[np.ndarray, ...]:
+        chosen, tensors = batch
+        logits = model.logits({name: tensor.to(device) for name, tensor in tensors.items()}).float()
+        gold = tensors["gold"].to(device)
+        loss = functional.cross_entropy(logits, gold, reduction="none")
+        right = logits.argmax(dim=1) == gold
+        row = tensors["places"].numpy() // tensors["input_ids"].shape[1]
+        return chosen, row, loss.double().cpu().numpy(), right.cpu().numpy()
+
     with torch.inference_mode(), hardware.autocast(device, precision):
-        for chosen, tensors in masked.batches:
-            logits = model.logits({name: tensor.to(device) for name, tensor in tensors.items()}).float()
-            gold = tensors["gold"].to(device)
-            loss = functional.cross_entropy(logits, gold, reduction="none")
-            right = logits.argmax(dim=1) == gold
-            row = tensors["places"].numpy() // tensors["input_ids"].shape[1]
-            found.append((chosen, row, loss.double().cpu().numpy(), right.cpu().numpy()))
+        found = processes.shared(masked.batches, score_batch)
     model.train(was_training)
     return masked.tally(found), time.perf_counter() - started
 
@@ -253,13 +256,16 @@ def encode(
     found = np.zeros((2, len(rows), model.network.config.hidden_size), dtype=np.float32)
     was_training = model.training
     model.eval()
+    parts = cut_by_tokens(np.argsort(lengths, kind="stable"), lengths, TOKENS_AT_ONCE[device.type], ROWS_AT_ONCE)
+
+    def vectors(part: np.ndarray) -> np.ndarray:
+        ids, real = pad_and_mask([rows[row] for row in part], pad_token)
+        return np.stack([kind.cpu().numpy() for kind in model.vectors(ids.to(device), real.long().to(device))])
+
     with torch.inference_mode(), hardware.autocast(device, precision):
-        for part in cut_by_tokens(
-            np.argsort(lengths, kind="stable"), lengths, TOKENS_AT_ONCE[device.type], ROWS_AT_ONCE
-        ):
-            ids, real = pad_and_mask([rows[row] for row in part], pad_token)
-            for kind, vectors in enumerate(model.vectors(ids.to(device), real.long().to(device))):
-                found[kind, part] = vectors.cpu().numpy()
+        of_parts = processes.shared(parts, vectors)
+    for part, both in zip(parts, of_parts, strict=True):
+        found[:, part] = both
     model.train(was_training)
     return found[0], found[1]
 

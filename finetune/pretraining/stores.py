@@ -1,6 +1,5 @@
 """Token numbers on disk: written once for each file and tokenizer, read as views, so that a corpus needs no memory."""
 
-import contextlib
 import copy
 import hashlib
 import itertools
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from finetune.baselines import cache_folder
@@ -165,17 +165,22 @@ def cached(key: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any]]) -
         return folder, figures
     with disk_errors(_existing(folder)):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-        try:
-            figures = dict(write(draft))
-            sizes = {path.name: path.stat().st_size for path in draft.iterdir()}
-            (draft / "figures.json").write_text(json.dumps({"figures": figures, "sizes": sizes}), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged entry
-            with contextlib.suppress(OSError):  # another process was faster, with the same content
-                os.replace(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    return folder, figures
+        with FileLock(folder.with_suffix(".lock")):  # two processes would take an entry from each other
+            figures = _figures(folder)
+            return folder, _write(folder, write) if figures is None else figures
+
+
+def _write(folder: Path, write: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    draft = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    try:
+        figures = dict(write(draft))
+        sizes = {path.name: path.stat().st_size for path in draft.iterdir()}
+        (draft / "figures.json").write_text(json.dumps({"figures": figures, "sizes": sizes}), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged entry
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return figures
 
 
 def _figures(folder: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune import processes
 from finetune.causal import perplexity, routes
 from finetune.causal.model import Start
 from finetune.causal.perplexity import DECIDES
@@ -51,7 +52,7 @@ def say_material(run: Run, start: Start, found: Material, reading: Reading) -> d
 
 def run_baselines(run: Run, found: Material) -> list[System]:
     """Fit the cheap system, tell how it scores on validation and what it cost, and return it."""
-    name, tallies, seconds = routes.beside(found)
+    name, tallies, seconds = processes.by_main(lambda: routes.beside(found))
     score = perplexity.score(tallies["validation"])[DECIDES]
     cost = f" · {duration(seconds)}" if seconds > 0.05 else ""
     run.say("baseline", f"{name} · validation {DECIDES} {shown(DECIDES, score)}{cost}")

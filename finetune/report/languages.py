@@ -137,7 +137,8 @@ def conclude(run: Run, found: Found, recipe: str, model: str, system: str) -> di
     matrix = {found.plan.source.name: {language: [one] for language, one in cells.items()}}
     matrix |= {row: {language: [one] for language, one in row_cells.items()} for row, row_cells in stored.items()}
     _by_language(collected, matrix, corpus.sources, tfidf)
-    diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
+    if run.crew.is_main:
+        diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
     collected["seconds"]["total"] = time.perf_counter() - found.began
     run.write_results(collected)
     return collected
@@ -162,7 +163,8 @@ def combine(run: Run, seeds: Mapping[int, Run], judging: Judging) -> dict[str, A
         matrix[row] = {column: [of_seed[row][column] for of_seed in others] for column in of_first}
     tfidf = {column: read(parts[0], f"baseline.test.{column}") for column in columns} if "baseline" in first else None
     _by_language(collected, matrix, before["train_languages"], tfidf)
-    diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
+    if run.crew.is_main:
+        diagnosis.draw_matrix(collected["matrix"], "accuracy", run.picture_file("matrix"))
     run.write_results(collected)
     return collected
 

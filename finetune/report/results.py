@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune import baselines, evaluation, significance
+from finetune import baselines, evaluation, processes, significance
 from finetune.baselines import Texts
 from finetune.data.columns import LabelMap, Split
 from finetune.evaluation import Predictions
@@ -93,8 +93,10 @@ def run_baselines(
     others = {name: split for name, split in splits.items() if name != "train"}
     texts = {name: Texts(split.texts(), split.pairs()) for name, split in splits.items()}
     tests = {name: texts[name] for name in others}
-    tfidf = baselines.cached_predictions(
-        texts["train"], targets["train"], tests, labels.names, multi_label=labels.multi_label, seed=seed
+    tfidf = processes.by_main(
+        lambda: baselines.cached_predictions(
+            texts["train"], targets["train"], tests, labels.names, multi_label=labels.multi_label, seed=seed
+        )
     )
     constant = baselines.majority(targets["train"], labels.names, multi_label=labels.multi_label)
     of_constant = {name: constant.predict_proba(split.texts()) for name, split in others.items()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from finetune import text_baselines, text_evaluation, text_metrics, text_quality
+from finetune import processes, text_baselines, text_evaluation, text_metrics, text_quality
 from finetune.data.columns import Split
 from finetune.report import language_model, pretraining
 from finetune.report.results import Conclusion, Judging, System, beside, judged_split, of_labels, told
@@ -23,7 +23,7 @@ def run_baselines(task: Task, splits: Mapping[str, Split]) -> list[System]:
     """Make the cheap systems of a task from train and let them answer the other splits."""
     return [
         System(found.name, {name: judge(splits[name], texts) for name, texts in found.predicted.items()}, found.seconds)
-        for found in text_baselines.answer(task.name, splits)
+        for found in processes.by_main(lambda: text_baselines.answer(task.name, splits))
     ]
 
 

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from finetune import processes
 from finetune.config import configclass, field
 from finetune.data.batching import evaluation_batches, pad_and_mask
 from finetune.errors import Exit, UserError
@@ -198,10 +199,15 @@ def search_all(
     width = config.num_return_sequences if config.do_sample else config.beam_size
     lengths = np.array([len(source) for source in sources], dtype=np.int64)
     outputs: list[list[Hypothesis]] = [[] for _ in sources]
-    for numbers in evaluation_batches(lengths, len(sources), max(1, tokens_per_batch // width)):
+    batches = evaluation_batches(lengths, len(sources), max(1, tokens_per_batch // width))
+
+    def decode(numbers: np.ndarray) -> list[list[Hypothesis]]:
         source, mask = (part.to(device) for part in pad_and_mask([sources[number] for number in numbers], PAD))
-        for number, found in zip(numbers, search(model, source, mask, config, seed=seed), strict=True):
-            outputs[number] = found
+        return search(model, source, mask, config, seed=seed)
+
+    for numbers, found in zip(batches, processes.shared(batches, decode), strict=True):
+        for number, one in zip(numbers, found, strict=True):
+            outputs[number] = one
     return outputs
 
 
