@@ -198,7 +198,10 @@ class Trainer:
             self._update(0, plan[index][1], examples)
         rate = costs[chosen].sum() / (time.perf_counter() - started)
         total = int(costs.sum())
-        return Estimate(len(plan), total, total / rate, hardware.memory_peak(self.config.use_cpu))
+        memory = hardware.memory_peak(self.config.use_cpu)
+        if self.accelerator.device.type == "cpu":
+            memory *= processes.on_this_machine()  # which share it
+        return Estimate(len(plan), total, total / rate, memory)
 
     def unwrapped(self) -> nn.Module:
         """Return the model without the wrappers of accelerate."""

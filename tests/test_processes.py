@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pretexts
@@ -18,15 +19,15 @@ import updates
 from calling import ROOT, call, done, spawn, toy_files, write_csv
 from conftest import toy_rows
 
-from finetune import checkpoint
+from finetune import checkpoint, processes
 from finetune.errors import Exit
 
 Metrics = list[dict[str, Any]]
 
 
-def torchrun(*arguments: object, processes: int = 2) -> "subprocess.CompletedProcess[str]":
-    """Run a script or a module in several processes by torch's own launcher."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+def torchrun(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a script or a module in two processes by torch's own launcher."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     return subprocess.run(
         [sys.executable, *launcher, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
@@ -146,6 +147,21 @@ def test_other_commands_are_refused_in_several_processes(monkeypatch: pytest.Mon
     assert "several processes can only train" in found.err
     monkeypatch.setenv("RANK", "1")
     assert call("doctor").err == ""
+
+
+def test_a_recipe_without_a_loop_is_refused_in_several_processes(tmp_path: Path) -> None:
+    with mock.patch.object(processes, "world", return_value=2):
+        found = call("train", "tfidf_baseline", *toy_files(tmp_path), f"output_dir={tmp_path / 'run'}")
+    assert found.code == Exit.USAGE
+    assert "tfidf_baseline works in one process" in found.err
+
+
+def test_what_is_started_anew_needs_a_folder_to_go_on_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    found = call("train", "bert_classification")
+    assert found.code == Exit.USAGE
+    assert "--max-restarts: give output_dir=RUN" in found.err
 
 
 def children(of: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune import hardware, text_evaluation
+from finetune import hardware, processes, text_evaluation
 from finetune.data.check import leaks
 from finetune.data.columns import DataConfig, DataRules, LabelMap, Split
 from finetune.data.encode import Encoded
@@ -147,7 +147,8 @@ def say_model(
     """Tell what is trained, in which arithmetic, and what `auto` stands for."""
     choice = hardware.choose_precision(requested.mixed_precision, config.use_cpu)
     arithmetic = "fp32" if config.mixed_precision == "no" else config.mixed_precision
-    device = f"{arithmetic} on {hardware.describe(config.use_cpu)} ({choice.reason})"
+    several = f"{processes.world()} processes, each on " if processes.world() > 1 else ""
+    device = f"{arithmetic} on {several}{hardware.describe(config.use_cpu)} ({choice.reason})"
     run.say("model", f"{described} · {device}")
     if choice.warning:
         run.say("warning", choice.warning)
