@@ -51,7 +51,7 @@ TASKS = {
 
 def methods(task: Task) -> dict[str, tuple[str, ...]]:
     """Return what differs between the trainings."""
-    rate = optim.auto_learning_rate(WIDTH, task.labels) * adapters.AUTO_RATES["LORA"]
+    rate = adapters.rate_of("LORA", optim.auto_learning_rate(WIDTH, task.labels))
     ranks = {f"LoRA, rank {rank}": ("adapter=lora", f"rank={rank}", f"alpha={2 * rank}") for rank in (2, 8, 32)}
     return {
         "all weights": (),
