@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "adapters")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     task, folder = TASKS[asked.task], asked.output / asked.task
     rows = []
     for name, settings in methods(task).items():
