@@ -170,6 +170,25 @@ def test_a_checkpoint_is_downloaded_trained_and_found_again_without_the_hub(
         assert sha256(tmp_path / name / "model" / WEIGHTS) == sha256(tmp_path / "run" / "model" / WEIGHTS)
 
 
+def test_an_adapter_stands_on_the_commit_that_it_was_trained_on(
+    hub: FakeHub, online: Worker, offline: Worker, checkpoint: Files, tmp_path: Path, home: Path
+) -> None:
+    repository = hub.model("org/base", checkpoint)
+    commit = repository.refs["main"]
+    online.done(*training(tmp_path, "org/base", "run", "adapter=lora"))
+    told = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (told["base_model_name_or_path"], told["revision"]) == ("org/base", commit)
+    question = ("predict", tmp_path / "run", "--input", tmp_path / "test.csv")
+    before = offline.done(*question).out
+    repository.commit(checkpoint | {"config.json": b"{}"})  # main moves on
+    assert online.done(*question).out == before
+    # The adapter itself may lie on the Hub.
+    files = {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
+    hub.model("org/adapter", files)
+    online.done(*training(tmp_path, "org/adapter", "further"))
+    assert not (tmp_path / "further" / "model" / "adapter_config.json").exists()
+
+
 def test_an_encoder_decoder_of_the_hub_learns_to_summarise(hub: FakeHub, online: Worker, tmp_path: Path) -> None:
     stored = tiny_seq2seq.t5(tmp_path / "t5")
     commit = hub.model("org/t5", {path.name: path.read_bytes() for path in stored.iterdir()}).refs["main"]

@@ -51,7 +51,7 @@ TASKS = {
 
 def methods(task: Task) -> dict[str, tuple[str, ...]]:
     """Return what differs between the trainings."""
-    rate = optim.auto_learning_rate(WIDTH, task.labels) * adapters.AUTO_RATES["LORA"]
+    rate = adapters.rate_of("LORA", optim.auto_learning_rate(WIDTH, task.labels))
     ranks = {f"LoRA, rank {rank}": ("adapter=lora", f"rank={rank}", f"alpha={2 * rank}") for rank in (2, 8, 32)}
     return {
         "all weights": (),
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "adapters")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     task, folder = TASKS[asked.task], asked.output / asked.task
     rows = []
     for name, settings in methods(task).items():
