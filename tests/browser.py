@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +62,12 @@ class Browser:
         return [str(entry["message"]) for entry in self.ask("se/log", type="browser")]
 
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for since the last question."""
+        """Return the addresses outside the browser that were asked for since the last question."""
         events = [json.loads(entry["message"])["message"] for entry in self.ask("se/log", type="performance")]
-        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+        ]
+        return [address for address in asked if not address.startswith(("chrome", "data:", "about:"))]
 
     def picture(self, path: Path, *, whole: bool = True) -> None:
         """Write what is seen, or the whole page, as PNG."""
@@ -92,8 +96,8 @@ def browser(profile: Path) -> Iterator[Browser]:
         session = _ask(f"{address}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
         window = Browser(address, session)
         try:
-            window.ask("url", url="about:blank")
-            window.requests()  # those of the browser's own first page
+            tab = window.ask("window/new", type="tab")["handle"]  # the first one is busy with the browser's own page
+            window.ask("window", handle=tab)
             yield window
         finally:
             _ask(f"{address}/session/{session}", None, "DELETE")
@@ -105,5 +109,8 @@ def browser(profile: Path) -> Iterator[Browser]:
 def _ask(address: str, body: dict[str, Any] | None, method: str | None = None) -> Any:
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, content, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=SECONDS) as answer:
-        return json.loads(answer.read())["value"]
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=SECONDS) as answer:
+            return json.loads(answer.read())["value"]
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(error.read().decode()) from None

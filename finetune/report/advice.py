@@ -16,6 +16,7 @@ WEAK_CLASS = 0.15  # F1 below the mean of the classes
 FAR = 0.1  # behind the best language or the other lengths
 MUCH_SPLIT = 1.25  # times as many subwords a word as in the language that is best
 HEAVY = 1.5  # times as much repetition as in human texts
+ALIKE = 0.5  # of the variety of human texts
 LEAST_ROWS = 20
 
 
@@ -132,17 +133,17 @@ def _languages(found: Evidence) -> Iterator[Advice]:
     best, worst = max(accuracy, key=lambda code: accuracy[code]), min(accuracy, key=lambda code: accuracy[code])
     if accuracy[best] - accuracy[worst] <= FAR:
         return
-    lost = f"{worst} is {points(accuracy[best] - accuracy[worst]).lstrip('+')} points below {best}"
+    lost = f"The accuracy of {worst} is {points(accuracy[best] - accuracy[worst]).lstrip('+')} points below {best}"
     figures = found.told["languages"]["figures"]
     split = {code: of["subwords_per_word"] for code, of in figures.items()}
     if worst in split and best in split and split[worst] > MUCH_SPLIT * split[best]:
         why = f"{lost}, and its words are cut into {split[worst]:.1f} pieces, against {split[best]:.1f} in {best}."
-        what = f"Look for a vocabulary that knows {worst} better: it may lose to fertility"
+        what = f"Look for a vocabulary that knows the language {worst} better: it may lose to fertility"
     else:
         why = f"{lost}; how its words are cut does not explain it"
         why += f" ({split[worst]:.1f} pieces a word, against {split[best]:.1f})." if worst in split else "."
-        what = f"Add some labelled rows of {worst}, or translations of the training rows"
-    yield Advice(what, why, f"few_shot=[30,100] data.train='.../{{language}}...' test_languages=[{worst}]")
+        what = f"Add some labelled rows of the language {worst}, or translations of the training rows"
+    yield Advice(what, why, "few_shot=[30,100]")
 
 
 def _lost_languages(found: Evidence) -> Iterator[Advice]:
@@ -215,6 +216,10 @@ def _writing(found: Evidence) -> Iterator[Advice]:
         own, human = (100 * figures[side]["repetition"] for side in ("own", "human"))
         why = f"{own:.0f} % of the words repeat what was just said, {human:.0f} % in human texts."
         yield Advice("Forbid repetition when writing, or train longer", why, "no_repeat_ngram_size=3")
+    if figures and figures["own"].get("distinct_2", 1.0) < ALIKE * figures["human"].get("distinct_2", 0.0):
+        own, human = (100 * figures[side]["distinct_2"] for side in ("own", "human"))
+        why = f"{own:.0f} % of its pairs of words are different, {human:.0f} % in human texts: the texts are alike."
+        yield Advice("Train longer: it does not look at what it is given", why)
     ratio = found.told.get("length_ratio")
     if ratio is not None and not 1 / HEAVY < ratio < HEAVY:
         what = "Look at where texts end"

@@ -5,6 +5,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import __version__
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 SHOWN_DISAGREEMENTS = 200
-SHOWN_BASELINES = 4
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def run_page(run: Run) -> str:
@@ -46,15 +47,19 @@ def run_page(run: Run) -> str:
 
 def comparison_page(runs: Mapping[str, Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> str:
     """Return the page of what `finetune compare` found; `runs` are the results of each run by its name."""
+    names = _told_apart(list(runs))
+    runs = {names[name]: results for name, results in runs.items()}
+    found = [{**one, "runs": [names[name] for name in one["runs"]]} for one in found]
     sentences = [compared(one) for one in found]
     widened = "; intervals widened by Holm's method" if len(found) > 1 else ""
     differences = {_pair(one): {"difference": _scaled(one)} for one in found}
     metric = found[0]["metric"]
     unit = metric if metric in LOWER_IS_BETTER else f"points of {metric}"
+    digits = 3 if metric in LOWER_IS_BETTER else 1
     picture = blocks.Picture(
         pictures.inline(
-            pictures.intervals(differences, f"{unit}, better for the first to the right", at=0.0),
-            f"Differences: {pictures.intervals_in_words(differences)}",
+            pictures.intervals(differences, f"{unit}, better for the first to the right", at=0.0, digits=digits),
+            f"Differences: {pictures.intervals_in_words(differences, digits)}",
         ),
         f"Differences with their 95 % intervals{widened}; the line is no difference",
     )
@@ -65,7 +70,7 @@ def comparison_page(runs: Mapping[str, Mapping[str, Any]], found: Sequence[Mappi
         for metric in metrics
     ]
     parts = [
-        Section("verdicts", "Verdicts", [compared_rows({_pair(one): one for one in found})]),
+        Section("verdicts", "Verdicts", [compared_rows("runs", {_pair(one): one for one in found})]),
         Section("scores", "Scores", [Table("In brackets the 95 % interval", ["", *scores], rows)]),
     ]
     parts += [_disagreements(one) for one in found if one["disagreements"]]
@@ -94,9 +99,9 @@ def elsewhere_page(name: str, found: Mapping[str, Any]) -> str:
     ]
     metrics = list(next(iter(languages.values())))
     right = frozenset(range(1, len(metrics) + 1))
-    parts = [Section("scores", "Scores", [Table("Each language", ["", *metrics], rows, right, sortable=True)])]
+    parts = [Section("scores", "Scores", [Table("Each language", ["language", *metrics], rows, right, sortable=True)])]
     if found["comparisons"]:
-        parts.append(Section("verdicts", "Verdicts", [compared_rows(found["comparisons"])]))
+        parts.append(Section("verdicts", "Verdicts", [compared_rows("language", found["comparisons"])]))
         sentence = _in_languages(system, found["comparisons"])
     else:
         sentence = f"{system}: {_listed(languages)}; nothing was fitted beside it."
@@ -159,7 +164,7 @@ def headline(results: Mapping[str, Any]) -> str:
         extra = f"; {system} {pace}" if pace else ""
         return f"No difference between {system} and {other} is shown: {by} {span}{extra}."
     way = f"{by} {comparison['verdict']} than {other} {span}"
-    keep = f": keep {other}" if comparison["verdict"] == "worse" else ""
+    keep = ": keep the baseline" if comparison["verdict"] == "worse" else ""
     return f"{system} is {way}" + (f" and {pace}" if pace else "") + f"{keep}."
 
 
@@ -190,12 +195,13 @@ def _by(one: Mapping[str, Any]) -> tuple[str, str]:
     """Return a difference and its interval, as sizes where the verdict says which side is better."""
     value, low, high = _scaled(one)
     metric = one["metric"]
-    unit = metric.replace("_", " ") if metric in LOWER_IS_BETTER else f"points of {metric}"
+    unit = ("" if metric in LOWER_IS_BETTER else "points of ") + metric.replace("_", " ")
     digits = 3 if metric in LOWER_IS_BETTER else 1
     if one["verdict"] == "worse":
         value, low, high = -value, -high, -low
     sign = "+" if one["verdict"] == "no difference shown" else ""
-    return f"{value:{sign}.{digits}f} {unit}", f"[{low:.{digits}f}, {high:.{digits}f}]"
+    told = f"{value:{sign}.{digits}f} {unit}", f"[{low:.{digits}f},{NO_BREAK}{high:.{digits}f}]"
+    return told[0].replace("-", "−"), told[1].replace("-", "−")
 
 
 def _scaled(one: Mapping[str, Any]) -> pictures.Score:
@@ -205,20 +211,26 @@ def _scaled(one: Mapping[str, Any]) -> pictures.Score:
 
 
 def _in_languages(system: str, comparisons: Mapping[str, Any]) -> str:
-    """Return the verdicts of several languages in a sentence."""
-    named = {
-        verdict: [
-            f"{code} (by {' '.join(_by(one))})" if verdict != "no difference shown" else code
-            for code, one in comparisons.items()
-            if one["verdict"] == verdict
-        ]
-        for verdict in ("better", "worse", "no difference shown")
-    }
-    told = [f"{verdict} than TF-IDF in {', '.join(codes)}" for verdict, codes in named.items() if codes][:2]
-    if named["no difference shown"]:
-        told = told[: bool(named["better"]) + bool(named["worse"])]
-        told.append(f"not shown to differ from it in {', '.join(named['no difference shown'])}")
+    """Return the verdicts of several languages in a sentence; the largest difference stands for those on one side."""
+    told = []
+    for verdict in ("better", "worse"):
+        codes = [code for code, one in comparisons.items() if one["verdict"] == verdict]
+        if codes:
+            most = max(codes, key=lambda code: abs(comparisons[code]["difference"]))
+            by = " ".join(_by(comparisons[most]))
+            of = f"in {len(codes)} of {len(comparisons)} languages ({', '.join(codes)})"
+            most_of = f", at most by {by} ({most})" if len(codes) > 1 else f", by {by}"
+            told.append(f"{verdict} than TF-IDF {of}{most_of}")
+    none = [code for code, one in comparisons.items() if one["verdict"] == "no difference shown"]
+    if none:
+        told.append(f"not shown to differ from {'it' if told else 'TF-IDF'} in {len(none)} ({', '.join(none)})")
     return f"{system}, is {'; '.join(told)}."
+
+
+def _told_apart(names: Sequence[str]) -> dict[str, str]:
+    """Return the last part of each path, where these are different."""
+    last = {name: Path(name).name for name in names}
+    return last if len(set(last.values())) == len(names) else {name: name for name in names}
 
 
 def _others(sentences: Sequence[str]) -> str:
@@ -245,20 +257,24 @@ def _first_picture(found: Ended) -> blocks.Picture:
         caption = f"{metric} in each test language, with 95 % intervals"
     else:
         scores = {name: score_of(of[metric]) for name, of in sections.systems(found).items() if metric in of}
-        first = short(found.told["system"]), short(found.results.get("baseline", {"name": ""})["name"])
-        chosen = [name for name in first if name in scores]
-        chosen += [name for name in scores if name not in chosen][: SHOWN_BASELINES - len(chosen)]
-        groups = {"": {name: scores[name] for name in chosen}}
+        # The others stand in the table: far below the two they would make the difference small.
+        both = short(found.told["system"]), short(found.results.get("baseline", {"name": ""})["name"])
+        groups = {"": {name: scores[name] for name in both if name in scores}}
         lower = ", lower is better" if metric in LOWER_IS_BETTER else ""
-        caption = f"{metric} on {found.judged}{lower}, with 95 % intervals"
-    words = pictures.intervals_in_words(groups)
-    return blocks.Picture(pictures.inline(pictures.intervals(groups, metric), f"{caption}: {words}"), caption)
+        caption = f"{metric.replace('_', ' ')} on {found.judged}{lower}, with 95 % intervals"
+    digits = 1 if is_percentage(metric) else 3
+    words = pictures.intervals_in_words(groups, digits)
+    figure = pictures.intervals(groups, metric.replace("_", " "), digits=digits)
+    return blocks.Picture(pictures.inline(figure, f"{caption}: {words}"), caption)
 
 
 def _first_facts(found: Ended) -> list[tuple[str, str]]:
     """Return what stands in a line below the picture: rows, evidence, time, size."""
     results, told = found.results, found.told
     facts = [("judged on", count(told["rows"][found.judged], f"{found.judged} row"))]
+    if "matrix" in results:
+        rows = sum(of["rows"] for of in told["languages"]["figures"].values())
+        facts = [("judged on", f"{count(rows, 'test row')} in {count(len(results['languages']), 'language')}")]
     if "comparison" in results and "matrix" not in results:
         facts.append(("evidence", p_value(results["comparison"]["p_value"])))
     seeds = len(results["seeds"]) if "seeds" in results else 1
@@ -268,7 +284,7 @@ def _first_facts(found: Ended) -> list[tuple[str, str]]:
     facts.append(("training", trained + (f" a seed, {seeds} seeds" if seeds > 1 else "")))
     if "parameters" in told:
         facts.append(("size", f"{told['parameters'] / 1e6:.1f} M parameters"))
-    if "resolution" in told and found.metric == "accuracy":
+    if "resolution" in told and found.metric == "accuracy" and "matrix" not in results:
         facts.append(("can show", f"differences from {100 * told['resolution']:.1f} points"))
     return facts
 

@@ -104,14 +104,16 @@ def inline(figure: "Figure", description: str) -> str:
         text = re.sub(rf"(fill|stroke): {colour}", rf"\1: {adapted}", text)
     size = f'viewBox="0 0 {width:g} {height:g}" width="{PIXELS * width:.0f}"'
     told = quoteattr(printable(description))
-    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label={told} {size}>\n{text}'
+    return f'<svg role="img" aria-label={told} {size}>\n{text}'
 
 
-def intervals(groups: Mapping[str, Mapping[str, Score]], x_label: str, at: float | None = None) -> "Figure":
+def intervals(
+    groups: Mapping[str, Mapping[str, Score]], x_label: str, *, at: float | None = None, digits: int = 3
+) -> "Figure":
     """Draw scores with their intervals on one axis: group -> system -> (value, low, high).
 
     One group has a row for each system, several have a row for each group and a colour for each system. `at` draws a
-    line, at no difference for example.
+    line, at no difference for example; `digits` are those of the numbers.
     """
     systems = list(dict.fromkeys(name for of_group in groups.values() for name in of_group))
     alone = len(groups) == 1
@@ -133,7 +135,12 @@ def intervals(groups: Mapping[str, Mapping[str, Score]], x_label: str, at: float
             axes.errorbar(value, places, xerr=errors, label=printable(system), capsize=3, ls="", lw=2, ms=6, **look)
             if alone:
                 axes.annotate(
-                    _told(found[0]), (found[0][0], number), (0, 7), textcoords="offset points", ha="center", fontsize=9
+                    _told(found[0], digits),
+                    (found[0][0], number),
+                    (0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
                 )
         axes.set_yticks(range(len(ticks)), [_short(name) for name in ticks])
         axes.set_ylim(len(ticks) - 0.5, -0.8 if alone else -0.5)
@@ -148,11 +155,11 @@ def intervals(groups: Mapping[str, Mapping[str, Score]], x_label: str, at: float
     return axes.get_figure(root=True)  # type: ignore[return-value]
 
 
-def intervals_in_words(groups: Mapping[str, Mapping[str, Score]]) -> str:
+def intervals_in_words(groups: Mapping[str, Mapping[str, Score]], digits: int = 3) -> str:
     """Return what `intervals` shows, for those who cannot see it."""
     told = []
     for name, of_group in groups.items():
-        cells = ", ".join(f"{system} {_told(score)}" for system, score in of_group.items())
+        cells = ", ".join(f"{system} {_told(score, digits)}" for system, score in of_group.items())
         told.append(f"{name}: {cells}" if name else cells)
     return "; ".join(told)
 
@@ -239,6 +246,8 @@ def curves(
         if "x" in logarithmic:
             axes.set_xscale("log")
             _name_ticks(axes, sorted({float(x) for line in series for x in line.x}))
+        elif all(isinstance(x, int) for line in series for x in line.x):
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if "y" in logarithmic:
             axes.set_yscale("log")
         for number, line in enumerate(series):
@@ -297,8 +306,7 @@ def _beside(number: int, systems: int) -> float:
     return 0.5 * (number - (systems - 1) / 2) / max(1, systems - 1) if systems > 1 else 0.0
 
 
-def _told(score: Score) -> str:
-    digits = 1 if max(map(abs, score)) > 1.5 else 3  # points or percentages, and fractions
+def _told(score: Score, digits: int) -> str:
     return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*score, d=digits)
 
 

@@ -19,7 +19,7 @@ from finetune.report.results import Judging
 from finetune.report.summaries import FIGURES, bertscore_text
 from finetune.report.text import ceiling_text
 from finetune.report.writing import TOLD
-from finetune.terminal import count, difference, duration, p_value, shown
+from finetune.terminal import count, difference, duration, is_percentage, p_value, shown
 from finetune.text_evaluation import TASKS
 
 SHOWN_LABELS = 24  # a side of the confusion table; of more labels those with the most mistakes
@@ -29,6 +29,7 @@ SHOWN_FEATURES = 10
 SHOWN_ERRORS = 40
 LONGEST = 1200  # characters of a text in a table
 FEW_MEASURED = 2  # points of a curve
+FEW_ROWS = 25  # fewer say nothing by length
 TEXT_FIGURES = FIGURES | {name: (told, 2) for name, told in TOLD.items()} | {
     "self_bleu": ("self-BLEU", 1), "perplexity": ("perplexity", 1),
 }  # fmt: skip
@@ -116,8 +117,8 @@ def score_of(score: Mapping[str, float]) -> pictures.Score:
     return float(score["value"]), float(score["low"]), float(score["high"])
 
 
-def compared_rows(comparisons: Mapping[str, Any]) -> Table:
-    """Return comparisons by name as a table."""
+def compared_rows(head: str, comparisons: Mapping[str, Any]) -> Table:
+    """Return comparisons by name as a table; `head` says what the names are."""
     rows = [
         [
             Cell(name), Cell(one["verdict"]), Cell(difference(one), one["difference"]),
@@ -125,7 +126,7 @@ def compared_rows(comparisons: Mapping[str, Any]) -> Table:
         ]
         for name, one in comparisons.items()
     ]  # fmt: skip
-    return Table("Verdicts", ["", "verdict", "difference", "p"], rows, sortable=len(rows) > 1)
+    return Table("Verdicts", [head, "verdict", "difference", "p"], rows, sortable=len(rows) > 1)
 
 
 def _scores(found: Ended) -> Iterator[Any]:
@@ -190,7 +191,7 @@ def _budget(found: Ended) -> Iterator[Any]:
         return
     figure, told = budget_figure(budget, small=True)
     yield Picture(pictures.inline(figure, told), f"{budget['crossing']['sentence']}. Bands: 95 % over test rows.")
-    yield compared_rows({count(one["rows"], "row"): one for one in budget["comparisons"]})
+    yield compared_rows("budget", {count(one["rows"], "row"): one for one in budget["comparisons"]})
 
 
 def _languages(found: Ended) -> Iterator[Any]:
@@ -206,7 +207,7 @@ def _languages(found: Ended) -> Iterator[Any]:
             for code, of in languages.items()
         ]  # fmt: skip
         numbers = frozenset(range(1, len(metrics) + 1))
-        yield Table("Each language", ["", *metrics, "verdict"], rows, numbers, sortable=len(rows) > 1)
+        yield Table("Each language", ["language", *metrics, "verdict"], rows, numbers, sortable=len(rows) > 1)
 
 
 def _matrix(found: Ended) -> Iterator[Any]:
@@ -230,10 +231,10 @@ def _matrix(found: Ended) -> Iterator[Any]:
         ]
         trained = "+".join(told["train_languages"])
         caption = f"{told['system']} against TF-IDF, both trained on {trained} (intervals widened by Holm's method)"
-        yield Table(caption, ["", "verdict"], verdicts, sortable=True)
+        yield Table(caption, ["language", "verdict"], verdicts, sortable=True)
     figures = told["languages"]["figures"]
     yield Table(
-        "What the tokenizer makes of each language", ["", *(label for label, _, _ in LABELS.values())],
+        "What the tokenizer makes of each language", ["language", *(label for label, _, _ in LABELS.values())],
         [
             [Cell(code), *(Cell(form.format(scale * of[name]), of[name]) for name, (_, form, scale) in LABELS.items())]
             for code, of in figures.items()
@@ -293,16 +294,16 @@ def _confusion(labels: Sequence[str], matrix: np.ndarray) -> Iterator[Any]:
 
 def _length(found: Ended) -> Iterator[Any]:
     buckets = by_length(found)
-    if len(buckets) < FEW_MEASURED:
+    if len(buckets) < FEW_MEASURED or len(found.rows) < FEW_ROWS:
         return
     metric = next(name for name in buckets[0] if name not in {"from", "to", "rows", "low", "high"})
-    groups = {
-        f"{one['from']:g}–{one['to']:g} words ({one['rows']:g})": {
-            short(found.told["system"]): (one[metric], one.get("low", one[metric]), one.get("high", one[metric]))
-        }
-        for one in buckets
-    }
-    told = f"{metric} by the words of the text: {pictures.intervals_in_words(groups)}"
+    digits = 1 if is_percentage(metric) else 3
+    system, groups = short(found.told["system"]), {}
+    for one in buckets:
+        span = f"{one['from']:g}" if one["from"] == one["to"] else f"{one['from']:g}–{one['to']:g}"
+        score = (one[metric], one.get("low", one[metric]), one.get("high", one[metric]))
+        groups[f"{span} words ({one['rows']:g})"] = {system: score}
+    told = f"{metric} by the words of the text: {pictures.intervals_in_words(groups, digits)}"
     what = "source" if "by_source_length" in found.told else "text"
     caption = f"{metric} by the length of the {what}; in brackets the rows of {found.judged}"
     yield Picture(pictures.inline(pictures.intervals(groups, metric), told), caption)
@@ -345,7 +346,7 @@ def _texts(found: Ended) -> Iterator[Any]:
             row = found.rows[place]
             gold = row["gold"] if isinstance(row["gold"], list) else [row["gold"]]
             texts = [("source", row["source"]), *(("human", text) for text in gold), ("model", row["predicted"])]
-            if row["id"] in cheap:
+            if cheap.get(row["id"], row["source"]) != row["source"]:
                 texts.append((other, cheap[row["id"]]))
             yield Example(str(row["id"]), texts)
     for place in _evenly(len(found.written), SHOWN_EXAMPLES):
@@ -435,8 +436,8 @@ def _doctor(found: Ended) -> Iterator[tuple[str, str]]:
         if not cut:
             yield "good", f"no text is longer than {long['max_length']} tokens"
     tokens = told.get("tokens", {})
-    for side, of in tokens.items() if "median" not in tokens else [("text", tokens)]:
-        if isinstance(of, Mapping) and "median" in of:
+    if isinstance(tokens, Mapping):  # of a language model, the number of all
+        for side, of in tokens.items() if "median" not in tokens else [("text", tokens)]:
             yield "good", f"{of['median']} tokens a {side} (95 %: {of['p95']}, longest {of['max']:,})"
     for name, rate in told.get("unknown_rate", {}).items():
         if rate:
