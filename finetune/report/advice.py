@@ -133,7 +133,7 @@ def _languages(found: Evidence) -> Iterator[Advice]:
     best, worst = max(accuracy, key=lambda code: accuracy[code]), min(accuracy, key=lambda code: accuracy[code])
     if accuracy[best] - accuracy[worst] <= FAR:
         return
-    lost = f"The accuracy of {worst} is {points(accuracy[best] - accuracy[worst]).lstrip('+')} points below {best}"
+    lost = f"the accuracy in {worst} is {points(accuracy[best] - accuracy[worst]).lstrip('+')} points below {best}"
     figures = found.told["languages"]["figures"]
     split = {code: of["subwords_per_word"] for code, of in figures.items()}
     if worst in split and best in split and split[worst] > MUCH_SPLIT * split[best]:

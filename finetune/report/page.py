@@ -51,18 +51,6 @@ def comparison_page(runs: Mapping[str, Mapping[str, Any]], found: Sequence[Mappi
     runs = {names[name]: results for name, results in runs.items()}
     found = [{**one, "runs": [names[name] for name in one["runs"]]} for one in found]
     sentences = [compared(one) for one in found]
-    widened = "; intervals widened by Holm's method" if len(found) > 1 else ""
-    differences = {_pair(one): {"difference": _scaled(one)} for one in found}
-    metric = found[0]["metric"]
-    unit = metric if metric in LOWER_IS_BETTER else f"points of {metric}"
-    digits = 3 if metric in LOWER_IS_BETTER else 1
-    picture = blocks.Picture(
-        pictures.inline(
-            pictures.intervals(differences, f"{unit}, better for the first to the right", at=0.0, digits=digits),
-            f"Differences: {pictures.intervals_in_words(differences, digits)}",
-        ),
-        f"Differences with their 95 % intervals{widened}; the line is no difference",
-    )
     scores = {name: results["scores"][results["diagnostics"]["judged_on"]] for name, results in runs.items()}
     metrics = list(dict.fromkeys(name for of in scores.values() for name in of))
     rows = [
@@ -70,7 +58,9 @@ def comparison_page(runs: Mapping[str, Mapping[str, Any]], found: Sequence[Mappi
         for metric in metrics
     ]
     parts = [
-        Section("verdicts", "Verdicts", [compared_rows("runs", {_pair(one): one for one in found})]),
+        Section(
+            "verdicts", "Verdicts", [_differences(found), compared_rows("runs", {_pair(one): one for one in found})]
+        ),
         Section("scores", "Scores", [Table("In brackets the 95 % interval", ["", *scores], rows)]),
     ]
     parts += [_disagreements(one) for one in found if one["disagreements"]]
@@ -79,7 +69,7 @@ def comparison_page(runs: Mapping[str, Mapping[str, Any]], found: Sequence[Mappi
         title=" against ".join(runs),
         kicker=f"finetune compare · {count(found[0]['rows'], 'paired text')}",
         headline=sentences[0] if len(sentences) == 1 else f"{sentences[0]} {_others(sentences[1:])}",
-        picture=picture,
+        picture=_side_by_side(runs, found),
         facts=[("trained in", ", ".join(f"{name} {seconds}" for name, seconds in costs))],
         advice=[],
         sections=parts,
@@ -105,14 +95,11 @@ def elsewhere_page(name: str, found: Mapping[str, Any]) -> str:
         sentence = _in_languages(system, found["comparisons"])
     else:
         sentence = f"{system}: {_listed(languages)}; nothing was fitted beside it."
-    words = pictures.intervals_in_words(groups)
     return _rendered(
         title=f"{name} in other languages",
         kicker=f"finetune crosslingual · {name}",
         headline=sentence,
-        picture=blocks.Picture(
-            pictures.inline(pictures.intervals(groups, "accuracy"), f"Accuracy: {words}"), "Accuracy in each language"
-        ),
+        picture=_drawn(groups, "accuracy", "accuracy in each language, with 95 % intervals"),
         facts=[("test rows", ", ".join(f"{code} {rows:,}" for code, rows in told["rows"].items()))],
         advice=[],
         sections=parts,
@@ -227,6 +214,35 @@ def _in_languages(system: str, comparisons: Mapping[str, Any]) -> str:
     return f"{system}, is {'; '.join(told)}."
 
 
+def _side_by_side(runs: Mapping[str, Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> blocks.Picture:
+    """Draw the scores of runs by the metric of their comparison, in each language where that was compared."""
+    metric = found[0]["metric"]
+    codes = list(dict.fromkeys(one["language"] for one in found if "language" in one))
+    groups = {code: {name: score_of(of["languages"][code][metric]) for name, of in runs.items()} for code in codes}
+    if not codes:
+        judged = {name: of["scores"][of["diagnostics"]["judged_on"]] for name, of in runs.items()}
+        groups = {"": {name: score_of(of[metric]) for name, of in judged.items()}}
+    return _drawn(groups, metric, f"{metric.replace('_', ' ')} of each run, with 95 % intervals")
+
+
+def _differences(found: Sequence[Mapping[str, Any]]) -> blocks.Picture:
+    """Draw the differences of comparisons beside no difference."""
+    metric = found[0]["metric"]
+    differences = {_pair(one): {"difference": _scaled(one)} for one in found}
+    unit, digits = (metric, 3) if metric in LOWER_IS_BETTER else (f"points of {metric}", 1)
+    figure = pictures.intervals(differences, f"{unit}, better for the first to the right", at=0.0, digits=digits)
+    widened = "; intervals widened by Holm's method" if len(found) > 1 else ""
+    told = f"Differences: {pictures.intervals_in_words(differences, digits)}"
+    caption = f"Differences with their 95 % intervals{widened}; the broken line is no difference"
+    return blocks.Picture(pictures.inline(figure, told), caption)
+
+
+def _drawn(groups: Mapping[str, Mapping[str, pictures.Score]], metric: str, caption: str) -> blocks.Picture:
+    digits = 1 if is_percentage(metric) else 3
+    figure = pictures.intervals(groups, metric.replace("_", " "), digits=digits)
+    return blocks.Picture(pictures.inline(figure, f"{caption}: {pictures.intervals_in_words(groups, digits)}"), caption)
+
+
 def _told_apart(names: Sequence[str]) -> dict[str, str]:
     """Return the last part of each path, where these are different."""
     last = {name: Path(name).name for name in names}
@@ -262,10 +278,7 @@ def _first_picture(found: Ended) -> blocks.Picture:
         groups = {"": {name: scores[name] for name in both if name in scores}}
         lower = ", lower is better" if metric in LOWER_IS_BETTER else ""
         caption = f"{metric.replace('_', ' ')} on {found.judged}{lower}, with 95 % intervals"
-    digits = 1 if is_percentage(metric) else 3
-    words = pictures.intervals_in_words(groups, digits)
-    figure = pictures.intervals(groups, metric.replace("_", " "), digits=digits)
-    return blocks.Picture(pictures.inline(figure, f"{caption}: {words}"), caption)
+    return _drawn(groups, metric, caption)
 
 
 def _first_facts(found: Ended) -> list[tuple[str, str]]:

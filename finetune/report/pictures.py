@@ -129,7 +129,7 @@ def intervals(
                 if system in of_group:
                     places.append(number if alone else place + _beside(number, len(systems)))
                     found.append(of_group[system])
-            look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             value, low, high = (np.array(column) for column in zip(*found, strict=True))
             errors = np.maximum(0, [value - low, high - value])
             axes.errorbar(value, places, xerr=errors, label=printable(system), capsize=3, ls="", lw=2, ms=6, **look)
@@ -241,13 +241,15 @@ def curves(
 
     `small` is for a page that phones show.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with _drawing():
         axes = _axes(*SMALL, (0, 0, 1, 1), title) if small else _axes(6.4, 4.0, (0.1, 0.12, 0.85, 0.78), title)
         if "x" in logarithmic:
             axes.set_xscale("log")
             _name_ticks(axes, sorted({float(x) for line in series for x in line.x}))
         elif all(isinstance(x, int) for line in series for x in line.x):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         if "y" in logarithmic:
             axes.set_yscale("log")
         for number, line in enumerate(series):

@@ -48,7 +48,7 @@ class Ended:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     records: Mapping[str, Sequence[Mapping[str, Any]]]
-    rows: Sequence[Mapping[str, Any]]
+    rows: list[dict[str, Any]]
     beside: Sequence[Mapping[str, Any]]
     written: Sequence[Mapping[str, Any]]
     explained: Mapping[str, str]
@@ -92,7 +92,7 @@ def by_length(found: Ended) -> list[dict[str, float]]:
         return list(found.told["by_source_length"])
     if "labels" in found.told:
         texts = [" ".join([row["text"], row.get("text_pair", "")]) for row in found.rows]
-        return evaluation.by_length(found.judging.read(list(found.rows)), texts)
+        return evaluation.by_length(found.judging.read(found.rows), texts)
     if found.results["task"] != language_model.TASK:
         return []
     bits, size = (np.array([row[name] for row in found.rows], dtype=float) for name in ("bits", "bytes"))
@@ -266,10 +266,10 @@ def _classes(found: Ended) -> Iterator[Any]:
 
 def _confusion(labels: Sequence[str], matrix: np.ndarray) -> Iterator[Any]:
     wrong = matrix * (1 - np.eye(len(labels), dtype=matrix.dtype))
-    chosen = np.arange(len(labels))
+    chosen = list(range(len(labels)))
     caption = "Confusion matrix: a row for the gold label, a column for the predicted one; the diagonal is right"
     if len(labels) > SHOWN_LABELS:
-        chosen = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:SHOWN_LABELS])
+        chosen = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:SHOWN_LABELS]).tolist()
         caption += f"; the {SHOWN_LABELS} of {len(labels)} labels with the most mistakes"
     of_gold = np.maximum(1, matrix.sum(axis=1, keepdims=True))
     rows = [
@@ -350,9 +350,10 @@ def _texts(found: Ended) -> Iterator[Any]:
                 texts.append((other, cheap[row["id"]]))
             yield Example(str(row["id"]), texts)
     for place in _evenly(len(found.written), SHOWN_EXAMPLES):
-        row = found.written[place]
-        texts = [("beginning", row["prompt"]), ("model", row["written"]), ("human", row["human"])]
-        yield Example(str(row["id"]), texts)
+        text = found.written[place]
+        yield Example(
+            str(text["id"]), [("beginning", text["prompt"]), ("model", text["written"]), ("human", text["human"])]
+        )
     for name, svg in found.explained.items():
         yield Image(svg, f"Where the model looked (finetune explain, {name})")
 
@@ -437,8 +438,9 @@ def _doctor(found: Ended) -> Iterator[tuple[str, str]]:
             yield "good", f"no text is longer than {long['max_length']} tokens"
     tokens = told.get("tokens", {})
     if isinstance(tokens, Mapping):  # of a language model, the number of all
-        for side, of in tokens.items() if "median" not in tokens else [("text", tokens)]:
-            yield "good", f"{of['median']} tokens a {side} (95 %: {of['p95']}, longest {of['max']:,})"
+        of_sides = {"text": tokens} if "median" in tokens else tokens
+        for side, lengths in of_sides.items():
+            yield "good", f"{lengths['median']} tokens a {side} (95 %: {lengths['p95']}, longest {lengths['max']:,})"
     for name, rate in told.get("unknown_rate", {}).items():
         if rate:
             yield "warning" if rate > 0.01 else "good", f"{100 * rate:.1f} % of the tokens of {name} are unknown"
