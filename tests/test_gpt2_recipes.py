@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from calling import call, done, private_cache, read_jsonl, train_toy
+from calling import call, done, private_cache, read_jsonl, sections_of, train_toy
 from pretexts import WORDS, sentence
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config, PretrainedConfig
 
@@ -522,3 +522,7 @@ def test_long_prompts_lose_their_beginning_and_completions_stay_whole(tiny_gpt2:
     strict = TextDataConfig(prompt_column="p", completion_column="c", on_long="error")
     with pytest.raises(UserError, match=r"give data\.on_long=truncate or skip"):
         routes.completions(split, encoder, routes.Reading.of(8, None, strict, 48))
+
+
+def test_the_page_has_what_such_a_run_can_tell(pretrained_run: Ended) -> None:
+    assert {"scores", "curves", "errors", "made"} <= set(sections_of(pretrained_run[0]))

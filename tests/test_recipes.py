@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from calling import FAST, call, done, private_cache, read_jsonl, sha256, toy_files, train_toy, write_csv
+from calling import FAST, call, done, private_cache, read_jsonl, sections_of, sha256, toy_files, train_toy, write_csv
 from conftest import TOPICS, toy_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -171,6 +171,12 @@ def train_with(model: Path, folder: Path, *settings: object, files: list[str] | 
 
 
 # The run folder
+
+
+def test_the_page_of_several_labels_a_row_has_classes_and_errors(multi_label_run: Path) -> None:
+    names = set(sections_of(multi_label_run))
+    assert {"scores", "curves", "confusion", "calibration", "errors", "data", "made"} <= names
+    assert "Confusion matrix" not in (multi_label_run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_folder_has_exactly_the_files_of_the_design(trained: Path) -> None:
