@@ -42,6 +42,7 @@ Encoding = Annotated[str | None, typer.Option("--encoding", help="encoding of th
 Delimiter = Annotated[str | None, typer.Option("--delimiter", help="column separator of the file")]
 PROMPTS = "file of prompts, in place of --prompt: a row each, of .txt what stands between blank lines"
 STOP = "end before this text; \\n is a line end, \\t a tab, \\\\ a backslash; may come often"
+Page = Annotated[str | None, typer.Option("--report", help="also write a page about it: an HTML file")]
 OnEmpty = Annotated[str | None, typer.Option("--on-empty", help="error or skip: rows without text or gold")]
 
 
@@ -155,6 +156,7 @@ def crosslingual(
     id_column: IdColumn = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
+    report: Page = None,
     as_json: Json = False,
 ) -> None:
     """Score a trained run in languages that it was not trained on, without training, beside TF-IDF.
@@ -170,7 +172,8 @@ def crosslingual(
         encoding=encoding, delimiter=delimiter,
     )  # fmt: skip
     codes = None if languages is None else [code.strip() for code in languages.split(",") if code.strip()]
-    found = commands.crosslingual(run, data, codes, reading=reading)
+    _check_page(report)
+    found = commands.crosslingual(run, data, codes, reading=reading, report=report)
     if as_json:
         return _print_json({name: found[name] for name in ("languages", "comparisons")})
     for text in elsewhere_lines(found):
@@ -361,19 +364,41 @@ def export(
 
 
 @app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="folder of a finished run, or of one of its seeds")],
+    output: Annotated[str | None, typer.Option("--output", help="HTML file to write; default RUN/report.html")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the page of a finished run anew, from the files of the run alone.
+
+    finetune report runs/x --output x.html
+    """
+    _quiet_environment()
+    from finetune import commands, terminal
+
+    _check_page(output, "--output")
+    path = commands.report(run, output=output)
+    if as_json:
+        return _print_json({"report": str(path)})
+    return _print(terminal.line("report", str(path)))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="two runs or more, scored on the same test rows")],
+    report: Page = None,
     as_json: Json = False,
 ) -> None:
     """Compare runs on the same rows: difference, 95 % interval, p, verdict, and where they disagree.
 
-    finetune compare runs/x runs/b
+    finetune compare runs/x runs/b --report comparison.html
     """
     _quiet_environment()
     from finetune import commands
     from finetune.report.text import comparison_lines
 
-    found = commands.compare(runs)
+    _check_page(report)
+    found = commands.compare(runs, report=report)
     if as_json:
         return _print_json(found)
     for comparison in found:
@@ -611,9 +636,16 @@ def _reading(**given: str | None) -> list[str]:
     return [f"data.{name}={value}" for name, value in given.items() if value is not None]
 
 
-def _check_output(path: str) -> None:
+def _check_output(path: str, option: str = "--output") -> None:
     if not Path(path).absolute().parent.is_dir():
-        raise UserError(Exit.IO_FAILED, f"--output {path}: there is no folder {Path(path).parent}")
+        raise UserError(Exit.IO_FAILED, f"{option} {path}: there is no folder {Path(path).parent}")
+
+
+def _check_page(path: str | None, option: str = "--report") -> None:
+    if path is not None:
+        if Path(path).suffix.lower() not in {".html", ".htm"}:
+            raise UserError(Exit.USAGE, f"{option} {path}: the page is HTML; give a name that ends in .html")
+        _check_output(path, option)
 
 
 def _prediction_line(row: dict[str, Any]) -> str:

@@ -32,13 +32,13 @@ from finetune.label_budget import Contender
 from finetune.pretraining import corpus, scoring
 from finetune.pretraining.corpus import CorpusConfig
 from finetune.pretraining.scoring import Tally
-from finetune.report import explanation, language_model, languages, writing
+from finetune.report import explanation, language_model, languages, page, writing
 from finetune.report.budget import draw_budget
 from finetune.report.card import model_card
 from finetune.report.examples import example_lines
 from finetune.report.results import combine, run_baselines
 from finetune.report.text_results import judging_of, task_of
-from finetune.run import Run, disk_errors, environment, read_json
+from finetune.run import Run, disk_errors, environment, read_json, write_atomic
 from finetune.terminal import count
 from recipes import PRESETS, RECIPES
 
@@ -116,6 +116,8 @@ def train(recipe: str | None, overrides: list[str], file: str | None, options: T
             results = module.train(config, run)
         if budgets is not None and not options.dry_run:
             results = _train_budgets(Recipe(name, module), config, budgets, run, results)
+        if not options.dry_run and run.crew.is_main:
+            run.write_report(page.run_page(run))
         return {"output_dir": str(config.output_dir), **results}
 
 
@@ -151,12 +153,12 @@ def evaluate(run: str, data: str, *, drop_leaked: bool = False, reading: Sequenc
 
 
 def crosslingual(
-    run: str, data: str, codes: Sequence[str] | None = None, *, reading: Sequence[str] = ()
+    run: str, data: str, codes: Sequence[str] | None = None, *, reading: Sequence[str] = (), report: str | None = None
 ) -> dict[str, Any]:
     """Score a finished classifier in other languages, untrained there, beside TF-IDF fitted on its training rows.
 
     `data` is a pattern with {language}; `codes` None: all languages that have a file. `reading` are settings of data
-    that differ from the run's. Returns {"languages", "comparisons", "diagnostics"}.
+    that differ from the run's, `report` a file for a page. Returns {"languages", "comparisons", "diagnostics"}.
     """
     pretrained.quiet()
     folder, module, config = _trained(run, reading)
@@ -173,7 +175,10 @@ def crosslingual(
     predictions = module.evaluate(config, folder, patterns.join("test", tests))
     # What the run was trained on is read as the run read it, whatever `reading` says of the new files.
     as_trained = _trained(run, ())[2]
-    return languages.elsewhere(folder, tests, predictions, as_trained.data, as_trained.seed)
+    found = languages.elsewhere(folder, tests, predictions, as_trained.data, as_trained.seed)
+    if report is not None:
+        write_atomic(Path(report), page.elsewhere_page(run, found).encode())
+    return found
 
 
 def predict(
@@ -284,12 +289,31 @@ def explain(run: str, text: str, *, target: str | None = None, output: str | Non
     return found, picture
 
 
-def compare(runs: Sequence[str]) -> list[dict[str, Any]]:
+def report(run: str, *, output: str | None = None) -> Path:
+    """Write the page of a finished run anew, from its files alone, into the run or a file; return where it is."""
+    opened = Run.open(run)
+    found = page.run_page(opened)
+    if output is None:
+        opened.write_report(found)
+        return opened.report_file
+    write_atomic(Path(output), found.encode())
+    return Path(output)
+
+
+def compare(runs: Sequence[str], *, report: str | None = None) -> list[dict[str, Any]]:
     """Compare runs pair by pair on the same test rows; with several pairs the intervals are widened by Holm's method.
 
     Each comparison carries the rows where only one of the two is right. Cross-lingual runs are compared in each
-    language that all of them were scored in.
+    language that all of them were scored in. `report` is a file for a page about it.
     """
+    found = _compared(runs)
+    if report is not None:
+        results = {name: Run.open(name).results() for name in runs}
+        write_atomic(Path(report), page.comparison_page(results, found).encode())
+    return found
+
+
+def _compared(runs: Sequence[str]) -> list[dict[str, Any]]:
     if len(runs) < 2:
         raise UserError(Exit.USAGE, "give two runs or more: finetune compare RUN RUN")
     read = {name: _stored_predictions(name) for name in runs}
@@ -505,7 +529,7 @@ def _train_seeds(recipe: Recipe, config: Any, run: Run) -> dict[str, Any]:
     join = languages.combine if "matrix" in first else combine
     results = join(run, parts, judging_of(first))
     run.metric({"seeds": config.seeds, "scores": results["scores"]})
-    run.write_card(model_card(results, to_tree(config), _place(run, config.seeds)))
+    run.write_card(model_card(results, to_tree(config), run.environment()))
     return results
 
 
@@ -553,7 +577,7 @@ def _train_budgets(
     if run.crew.is_main:
         draw_budget(found, run.picture_file("label_budget"))
     run.write_results(results)
-    run.write_card(model_card(results, to_tree(config), _place(run, seeds)))
+    run.write_card(model_card(results, to_tree(config), run.environment()))
     return results
 
 
@@ -579,12 +603,6 @@ def _budget_data(config: Any, rows: int) -> Any:
     return dataclasses.replace(_shared_data(config), train_rows=rows)
 
 
-def _place(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return where a run took place; of several seeds, where the first did, which names the data."""
-    first = run.folder / f"seed-{seeds[0]}" / "environment.json"
-    return dict(read_json(first if first.is_file() else run.folder / "environment.json"))
-
-
 def _all_seeds(config: Any) -> list[int]:
     return list(config.seeds or [config.seed])
 
@@ -597,8 +615,7 @@ def _trained(run: str, reading: Sequence[str]) -> tuple[Run, ModuleType, Any]:
         module = recipe_module(_recipe_of(folder.model))
         config, _ = configuration.load(module.Config, [*_settings_of(folder.model), *reading])
         return folder, module, config
-    seeds = sorted(folder.folder.glob("seed-*"))
-    if seeds:
+    if folder.seeds():
         best = folder.results()["diagnostics"]["best_seed_on_validation"]
         return _trained(str(folder.folder / f"seed-{best}"), reading)
     if not folder.model.is_dir():
@@ -697,8 +714,8 @@ def _compare_languages(pairs: Sequence[tuple[str, str]], codes: Sequence[str]) -
 
 def _stored_predictions(name: str, language: str | None = None) -> _Stored:
     """Read what a run, or each of its seeds, predicted of the split that it is judged on, or of one test language."""
-    folder = Run.open(name).folder
-    parts = [Run.open(path) for path in sorted(folder.glob("seed-*"))] or [Run.open(folder)]
+    folder = Run.open(name)
+    parts = list(folder.seeds().values()) or [folder]
     results = [part.results() for part in parts]
     if results[0]["recipe"] == "bert_pretraining":
         what = f"{name} is a pretraining: another vocabulary would have other places to guess"

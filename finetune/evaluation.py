@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from finetune import metrics, significance
+from finetune import metrics, significance, text_metrics
 from finetune.errors import Exit, UserError
 from finetune.significance import Sample
 
@@ -165,6 +165,19 @@ def diagnose(predictions: Predictions, texts: Sequence[str]) -> dict[str, Any]:
         table = metrics.confusion(predictions.gold, predictions.predicted, len(predictions.labels))
         found["confusion"] = {"labels": list(predictions.labels), "matrix": table.tolist()}
         found["most_confused"] = _most_confused(table, predictions.labels)
+    return found
+
+
+def by_length(predictions: Predictions, texts: Sequence[str]) -> list[dict[str, float]]:
+    """Return the accuracy of buckets of rows by the words of their text: {"from", "to", "rows", "accuracy", low, high}.
+
+    "low" and "high" are Wilson's 95 % interval.
+    """
+    found: list[dict[str, float]] = []
+    for ends, rows in text_metrics.by_length(texts):
+        right = int(predictions.right[rows].sum())
+        low, high = significance.wilson(right, len(rows))
+        found.append({**ends, "accuracy": right / len(rows), "low": low, "high": high})
     return found
 
 

@@ -28,7 +28,7 @@ RECORDED_PACKAGES = (
     "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn", "numpy", "skops",
 )  # fmt: skip
 OWN_NAMES = (
-    "config.yaml", "environment.json", "train.log", "metrics.jsonl", "results.json", "README.md",
+    "config.yaml", "environment.json", "train.log", "metrics.jsonl", "results.json", "README.md", "report.html",
     "checkpoints", "model", "predictions", "explain", "budget", "pictures", "rows",
 )  # fmt: skip
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
@@ -127,6 +127,11 @@ class Run:
             path.parent.mkdir(exist_ok=True)
         return path
 
+    @property
+    def report_file(self) -> Path:
+        """Return the page for people."""
+        return self.folder / "report.html"
+
     def row_folder(self, name: str) -> Path:
         """Return the folder of another row of a cross-lingual matrix, a run inside the run."""
         return self.folder / "rows" / name
@@ -220,6 +225,10 @@ class Run:
         if self.model.is_dir():
             self._write(self.model / "README.md", text.encode())
 
+    def write_report(self, page: str) -> None:
+        """Write report.html."""
+        self._write(self.report_file, page.encode())
+
     def save_model(self, save: Callable[[Path], None]) -> None:
         """Let `save` fill a new folder, then put it in the place of model/ in one step."""
         if not self.crew.is_main:
@@ -264,6 +273,26 @@ class Run:
             except ValueError:
                 raise UserError(Exit.BAD_DATA, f"{path}:{number} is not JSON") from None
         return rows
+
+    def environment(self) -> dict[str, Any]:
+        """Return environment.json; of several seeds that of the first, which names the data."""
+        place = next(iter(self.seeds().values()), self).folder / "environment.json"
+        return dict(read_json(place)) if place.is_file() else {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the records of metrics.jsonl; none where there is no such file."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def seeds(self) -> dict[int, "Run"]:
+        """Return the runs of several seeds inside this one."""
+        found = {int(path.name.removeprefix("seed-")): Run.open(path) for path in self.folder.glob("seed-*")}
+        return dict(sorted(found.items()))
+
+    def explanations(self) -> dict[str, str]:
+        """Return the pictures that `finetune explain` left, SVG by name."""
+        paths = sorted((self.folder / "explain").glob("*.svg"))
+        return {path.stem: path.read_text(encoding="utf-8") for path in paths}
 
     # Inside
 

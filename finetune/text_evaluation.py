@@ -15,7 +15,6 @@ from finetune.significance import Interval, Sample
 from finetune.text_metrics import RowStatistics
 
 ERRORS_SHOWN = 40
-BUCKETS = 5  # of source length
 DIGITS = 6  # of a score in a predictions file
 
 
@@ -261,18 +260,11 @@ def by_source_length(
     The metric is the one that decides, "low" and "high" its 95 % interval. `edges` are the highest lengths of all
     buckets but the last; without them there are up to five buckets of about as many rows each.
     """
-    lengths = np.array([len(text_metrics.words(source)) for source in predictions.sources])
-    if edges is None:
-        quantiles = np.quantile(lengths, np.arange(1, BUCKETS) / BUCKETS, method="inverted_cdf")
-        edges = sorted({int(edge) for edge in quantiles} - {int(lengths.max())})
-    bucket = np.searchsorted(np.asarray(edges), lengths)  # (rows,)
     sums = predictions.statistics([task.decides], task)[0]
-    found = []
-    for number in np.unique(bucket):
-        rows = bucket == number
-        sample = Sample(np.ones(rows.sum(), dtype=np.int64), sparse.csr_array(sums[rows]), _score_of([task.decides], 1))
+    found: list[dict[str, float]] = []
+    for ends, rows in text_metrics.by_length(predictions.sources, edges):
+        sample = Sample(np.ones(len(rows), dtype=np.int64), sparse.csr_array(sums[rows]), _score_of([task.decides], 1))
         interval = _intervals(sample, [task.decides], seed)[task.decides]
-        ends = {"from": int(lengths[rows].min()), "to": int(lengths[rows].max()), "rows": int(rows.sum())}
         found.append({**ends, task.decides: interval.value, "low": interval.low, "high": interval.high})
     return found
 

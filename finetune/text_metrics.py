@@ -48,6 +48,7 @@ DEFINITIONS: dict[str, str] = {
     ),
 }
 LOWER_IS_BETTER = frozenset({"ter"})
+BUCKETS = 5  # of length
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ANSWERS = ("exact_match", "token_f1")
 ORDERS = 4  # of BLEU
@@ -142,6 +143,23 @@ def words(text: str) -> list[str]:
         current = character if kind in {"letter", "alone"} else ""
         before = kind
     return [word for word in [*found, current] if word]
+
+
+def by_length(texts: Sequence[str], edges: Sequence[int] | None = None) -> list[tuple[dict[str, int], np.ndarray]]:
+    """Part texts by their words: ({"from", "to" (both included), "rows"}, which texts these are) of each bucket.
+
+    `edges` are the highest lengths of all buckets but the last; without them there are up to five buckets of about as
+    many texts each.
+    """
+    lengths = np.array([len(words(text)) for text in texts])
+    if edges is None:
+        quantiles = np.quantile(lengths, np.arange(1, BUCKETS) / BUCKETS, method="inverted_cdf")
+        edges = sorted({int(edge) for edge in quantiles} - {int(lengths.max())})
+    bucket = np.searchsorted(np.asarray(edges), lengths)  # (texts,)
+    parts = [np.flatnonzero(bucket == number) for number in np.unique(bucket)]
+    return [
+        ({"from": int(lengths[part].min()), "to": int(lengths[part].max()), "rows": len(part)}, part) for part in parts
+    ]
 
 
 def sentences(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -124,6 +125,11 @@ def private_cache(folder: Path) -> Iterator[None]:
     """Keep a fixture of a module, which is made before the test's own surroundings, out of the person's cache."""
     with mock.patch.dict(os.environ, {"FINETUNE_CACHE": str(folder / "cache")}):
         yield
+
+
+def sections_of(run: Path) -> list[str]:
+    """Return the names of the sections of a run's page."""
+    return re.findall(r'<section id="([^"]+)">', (run / "report.html").read_text(encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_seq2seq as tiny
 import torch
-from calling import call, done, private_cache, read_jsonl
+from calling import call, done, private_cache, read_jsonl, sections_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from finetune import config as configuration
@@ -170,3 +170,7 @@ def test_files_of_languages_are_evaluated_predicted_and_compared(trained: Path, 
     assert (found["metric"], found["difference"], found["rows"]) == ("exact_match", 0, 16)
     outcome = call("generate", trained, "--prompt", "x")
     assert (outcome.code, f"finetune predict {trained}" in outcome.err) == (2, True)
+
+
+def test_the_page_shows_texts_beside_human_ones(trained: Path) -> None:
+    assert {"scores", "languages", "texts", "made"} <= set(sections_of(trained))

@@ -1,6 +1,7 @@
 """The recipe mbert_crosslingual from files to run folder, and the commands that use such a run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calling import FAST, call, done, private_cache, read_jsonl, sha256, tree, write_csv
+from calling import FAST, call, done, private_cache, read_jsonl, sections_of, sha256, tree, write_csv
 from conftest import TOPICS, toy_rows
 from safetensors.torch import load_file
 
@@ -181,6 +182,18 @@ def test_evaluate_and_predict_read_any_language(trained: Path, tmp_path: Path) -
     leaky = write_csv(tmp_path / "leaky.csv", [*toy_rows(5, 0), *toy_rows(24, 2)])
     outcome = done("evaluate", trained, "--data", leaky, "--drop-leaked")
     assert "24 rows, 5 left out (in train)" in outcome.out
+
+
+def test_the_page_shows_the_matrix_and_a_verdict_for_each_language(full: Path, tmp_path: Path) -> None:
+    assert {"scores", "curves", "languages", "confusion", "errors", "made"} <= set(sections_of(full))
+    text = (full / "report.html").read_text(encoding="utf-8")
+    (told,) = re.findall(r'aria-label="Accuracy by training set and test language: ([^"]+)"', text)
+    for row, cells in results_of(full)["matrix"].items():
+        for language, scores in cells.items():
+            assert f"{language} {scores['accuracy']['value']:.3f}" in told.partition(f"{row}: ")[2].partition(";")[0]
+    page = tmp_path / "elsewhere.html"
+    done("crosslingual", full, "--data", f"{full.parent}/{{language}}.test.csv", "--languages", "it", "--report", page)
+    assert "finetune crosslingual" in page.read_text(encoding="utf-8")
 
 
 def test_new_languages_are_scored_without_training_beside_the_same_tfidf(trained: Path) -> None:

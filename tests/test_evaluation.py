@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, log_loss
 
-from finetune import evaluation, metrics
+from finetune import evaluation, metrics, significance
 from finetune.errors import Exit, UserError
 from finetune.evaluation import Predictions
 
@@ -316,3 +316,14 @@ def test_a_predictions_file_keeps_the_loss_of_a_confident_mistake() -> None:
     back = evaluation.from_rows(evaluation.to_rows(system, ["x", "y"]), LABELS)
     assert evaluation.values(back)["loss"] == pytest.approx(evaluation.values(system)["loss"], rel=1e-6)
     np.testing.assert_allclose(back.probabilities.sum(axis=1), 1.0, atol=1e-11)
+
+
+def test_accuracy_by_length_parts_the_rows_by_the_words_of_their_texts() -> None:
+    system = _system(rows=100)
+    texts = [" ".join(["word"] * (1 + number % 10)) for number in range(100)]
+    found = evaluation.by_length(system, texts)
+    assert [(one["from"], one["to"], one["rows"]) for one in found] == [(n, n + 1, 20) for n in (1, 3, 5, 7, 9)]
+    of_first = [number for number in range(100) if number % 10 < 2]
+    assert found[0]["accuracy"] == system.right[of_first].mean()
+    assert (found[0]["low"], found[0]["high"]) == significance.wilson(system.right[of_first].sum(), 20)
+    assert len(evaluation.by_length(system, ["one"] * 100)) == 1

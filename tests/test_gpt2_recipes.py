@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from calling import call, done, private_cache, read_jsonl, train_toy
+from calling import call, done, private_cache, read_jsonl, sections_of, train_toy
 from pretexts import WORDS, sentence
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config, PretrainedConfig
 
@@ -555,3 +555,7 @@ def test_long_prompts_lose_their_beginning_and_completions_stay_whole(tiny_gpt2:
         assert caught.value.code == Exit.BAD_DATA
     skipping = replace(data, on_long="skip")
     assert len(routes.coded(split, encoder, routes.Reading.of(8, None, skipping, 48)).rows) == 1  # all are scored
+
+
+def test_the_page_has_what_such_a_run_can_tell(pretrained_run: Ended) -> None:
+    assert {"scores", "curves", "errors", "made"} <= set(sections_of(pretrained_run[0]))

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
-from finetune.report.pictures import Series, alignment, curves, heat_map, heat_map_in_words, save_svg
+from finetune.report.pictures import (
+    INK,
+    Series,
+    alignment,
+    curves,
+    heat_map,
+    heat_map_in_words,
+    inline,
+    intervals,
+    intervals_in_words,
+    save_svg,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 WEIGHTS = np.array([[0.9, 0.1, 0.0], [0.2, 0.05, 0.75]])
@@ -99,7 +110,7 @@ def test_a_higher_cell_is_darker_and_its_number_stands_out() -> None:
     mesh.update_scalarmappable()
     light = mesh.get_facecolors()[:, :3].mean(axis=1)  # type: ignore[attr-defined]
     assert light[0] > light[1] > light[2]
-    assert [text.get_color() for text in axes.texts] == ["black", "black", "white"]
+    assert [text.get_color() for text in axes.texts] == [INK, INK, "white"]
 
 
 @pytest.mark.parametrize("values", [[[0.5, 0.5]], [[None, 0.5]], [[None, None]]])
@@ -122,3 +133,47 @@ def test_a_heat_map_is_told_in_words_to_those_who_cannot_see_it(tmp_path: Path) 
 def test_values_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"values \(1, 2\) for 1 rows and 3 columns"):
         heat_map(["a"], ["x", "y", "z"], [[0.1, 0.2]], "")
+
+
+# In a page
+
+
+GROUPS = {"en": {"BERT": (0.9, 0.85, 0.95), "TF-IDF": (0.95, 0.9, 1.0)}, "it": {"BERT": (0.7, 0.6, 0.8)}}
+
+
+def test_a_picture_of_a_page_has_words_its_own_names_and_the_ink_of_the_page() -> None:
+    line = Series("<b>", [1, 2, 3], [0.1, 0.2, 0.4], [0, 0.1, 0.3], [0.2, 0.3, 0.5])
+    first = inline(curves([line], "", "x", "y", small=True), 'one "picture" & <more>')
+    root = ElementTree.fromstring(first.replace("xlink:href", "href"))
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] == 'one "picture" & <more>'
+    assert {"x", "y"} <= {"".join(node.itertext()) for node in root.iter("text")}
+    assert "stroke: currentColor" in first
+    assert not re.search(r"fill: (#ffffff|white)|<style|<metadata|<title|xmlns", first)
+    names = set(re.findall(r' id="([^"]+)"', first))
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', first))
+    assert used
+    assert used == names
+    second = inline(curves([line], "", "x", "another y", small=True), "")
+    assert not names & set(re.findall(r' id="([^"]+)"', second))
+    assert inline(curves([line], "", "x", "y", small=True), 'one "picture" & <more>') == first
+
+
+def test_intervals_are_drawn_where_they_are() -> None:
+    axes = intervals(GROUPS, "accuracy").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["en", "it"]
+    (of_bert, of_tfidf) = axes.containers
+    assert of_bert.lines[0].get_xdata().tolist() == [0.9, 0.7]  # type: ignore[attr-defined]
+    (segments,) = of_bert.lines[2]  # type: ignore[attr-defined]
+    assert [[round(x, 6) for x, _ in ends] for ends in segments.get_segments()] == [[0.85, 0.95], [0.6, 0.8]]
+    assert of_bert.lines[0].get_ydata()[0] < of_tfidf.lines[0].get_ydata()[0]  # type: ignore[attr-defined]
+    alone = intervals({"": {"a": (36.31, 34.2, 38.5), "b": (13.9, 11.5, 16.2)}}, "rouge1", at=20.0, digits=1).axes[0]
+    assert [text.get_text() for text in alone.texts] == ["36.3 [34.2, 38.5]", "13.9 [11.5, 16.2]"]
+    assert [label.get_text() for label in alone.get_yticklabels()] == ["a", "b"]
+
+
+def test_intervals_are_told_in_words() -> None:
+    assert intervals_in_words(GROUPS) == (
+        "en: BERT 0.900 [0.850, 0.950], TF-IDF 0.950 [0.900, 1.000]; it: BERT 0.700 [0.600, 0.800]"
+    )
+    assert intervals_in_words({"": {"a": (36.31, 34.2, 38.5)}}, 1) == "a 36.3 [34.2, 38.5]"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calling import call, done, private_cache, read_jsonl
+from calling import call, done, private_cache, read_jsonl, sections_of
 from pretexts import SMALL, translated, write_mono, write_pairs, write_rows
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -369,3 +369,7 @@ def test_several_seeds_are_joined(tmp_path: Path) -> None:
     ).json  # fmt: skip
     assert "sd" in results["scores"]["validation"]["loss"]
     assert results["diagnostics"]["seeds"] == [1, 2]
+
+
+def test_the_page_has_what_such_a_run_can_tell(masked_run: Ended) -> None:
+    assert {"scores", "curves", "languages", "made"} <= set(sections_of(masked_run[0]))

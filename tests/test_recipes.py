@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from calling import FAST, call, done, private_cache, read_jsonl, sha256, toy_files, train_toy, write_csv
+from calling import FAST, call, done, private_cache, read_jsonl, sections_of, sha256, toy_files, train_toy, write_csv
 from conftest import TOPICS, toy_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -173,8 +173,15 @@ def train_with(model: Path, folder: Path, *settings: object, files: list[str] | 
 # The run folder
 
 
+def test_the_page_of_several_labels_a_row_has_classes_and_errors(multi_label_run: Path) -> None:
+    names = set(sections_of(multi_label_run))
+    assert {"scores", "curves", "confusion", "calibration", "errors", "data", "made"} <= names
+    assert "Confusion matrix" not in (multi_label_run / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_run_folder_has_exactly_the_files_of_the_design(trained: Path) -> None:
     files = {"README.md", "config.yaml", "environment.json", "metrics.jsonl", "results.json", "train.log"}
+    files |= {"report.html"}
     assert {path.name for path in trained.iterdir()} == files | {"checkpoints", "model", "predictions"}
     predictions = {path.name for path in (trained / "predictions").iterdir()}
     assert predictions == {"baseline.test.jsonl", "errors.jsonl", "test.jsonl", "validation.jsonl"}
@@ -452,6 +459,7 @@ def test_seeds_are_trained_one_by_one_and_combined(tiny_model: Path, tmp_path: P
     run = train_with(tiny_model, tmp_path, "seeds=[1,2]", "train.learning_rate=1e-2", "train.num_train_epochs=6")
     names = {path.name for path in run.iterdir()}
     files = {"README.md", "config.yaml", "environment.json", "metrics.jsonl", "results.json", "train.log"}
+    files |= {"report.html"}
     assert names == files | {"seed-1", "seed-2"}
     parts = [results_of(run / f"seed-{seed}") for seed in (1, 2)]
     results = results_of(run)

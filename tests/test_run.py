@@ -80,6 +80,7 @@ def hold(child: Callable[[str], "subprocess.Popen[str]"], folder: Path) -> "subp
 
 def test_a_second_run_is_refused_with_the_pid_of_the_first(tmp_path: Path, child: Any) -> None:
     first = hold(child, tmp_path / "run")
+    settings: dict[str, Any]
     for settings in ({}, {"resume": True}, {"overwrite": True}):
         with refused(Exit.OUTPUT_TAKEN, f"locked by pid {first.pid} on .* since "):
             Run(tmp_path / "run", **settings)
@@ -122,6 +123,7 @@ def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
+    settings: dict[str, Any]
     for settings in ({}, {"resume": True}, {"overwrite": True}):
         with refused(Exit.OUTPUT_TAKEN, "is a file"):
             Run(tmp_path / "run", **settings)

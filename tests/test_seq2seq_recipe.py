@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calling import call, done, private_cache, read_jsonl, sha256, tree
+from calling import call, done, private_cache, read_jsonl, sections_of, sha256, tree
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -321,3 +321,7 @@ def test_the_loss_of_a_batch_is_a_sum_over_target_tokens(trained: Path) -> None:
     assert encoded.targets is not None
     assert batch.items == sum(len(encoded.targets[index]) - 1 for index in range(8))
     assert math.isfinite(float(whole))
+
+
+def test_the_page_shows_texts_beside_human_ones(trained: Path) -> None:
+    assert {"scores", "curves", "texts", "data", "made"} <= set(sections_of(trained))

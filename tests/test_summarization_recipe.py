@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tiny_seq2seq as tiny
-from calling import call, done, private_cache, read_jsonl, sha256, tree
+from calling import call, done, private_cache, read_jsonl, sections_of, sha256, tree
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from finetune.errors import Exit, Interrupted
@@ -261,3 +261,7 @@ def test_a_column_of_empty_summaries_is_named(tmp_path: Path, bart: Path, settin
     assert "blank.csv" in outcome.err
     assert mentions in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_shows_texts_beside_human_ones(trained: Path) -> None:
+    assert {"scores", "texts", "made"} <= set(sections_of(trained))

@@ -53,6 +53,7 @@ def test_the_wheel_holds_library_recipes_data_and_licence_and_nothing_else(wheel
         assert shipped == {path.name for path in (ROOT / "data" / folder).iterdir()}
     assert any(name.endswith("LICENSE") for name in names)
     sources = {str(path.relative_to(ROOT)) for top in ("finetune", "recipes") for path in (ROOT / top).rglob("*.py")}
+    sources |= {f"finetune/report/page.{kind}" for kind in ("html.j2", "css", "js")}
     assert sources <= set(names)
 
 
@@ -74,4 +75,5 @@ def test_the_installed_program_trains(installed: Path, tiny_model: Path, tmp_pat
     done = python("-m", "finetune", *run, folder=empty, path=installed)
     assert "verdict" in done.stdout
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "report.html").is_file()
     assert list(empty.iterdir()) == []

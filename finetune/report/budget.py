@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.report.pictures import Series, curves, save_svg
 from finetune.terminal import line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUMBER = 8  # columns of a score in the table
 
@@ -24,7 +27,16 @@ def budget_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def draw_budget(found: Mapping[str, Any], path: Path) -> None:
-    """Draw both curves over the rows, on a logarithmic axis, with their intervals, and write them as SVG."""
+    """Write both curves as SVG."""
+    figure, told = budget_figure(found)
+    save_svg(figure, path, told)
+
+
+def budget_figure(found: Mapping[str, Any], *, small: bool = False) -> tuple["Figure", str]:
+    """Draw both curves over the rows, on a logarithmic axis, with their intervals; return that and it in words.
+
+    `small` is for a page, which says in its own words where the curves cross.
+    """
     metric, seeds = found["metric"], len(found["seeds"])
     series = []
     for name, points in found["curves"].items():
@@ -32,10 +44,10 @@ def draw_budget(found: Mapping[str, Any], path: Path) -> None:
         value, low, high = ([score[key] for score in scores] for key in ("value", "low", "high"))
         series.append(Series(name, [point["rows"] for point in points], value, low, high))
     bands = "mean of " + f"{seeds} seeds" if seeds > 1 else "one seed"
-    title = f"{found['crossing']['sentence']}"
-    figure = curves(series, title, f"labelled rows ({bands}; bands: 95 % over test rows)", metric, "x")
+    title = "" if small else f"{found['crossing']['sentence']}"
+    x_label = "labelled rows" if small else f"labelled rows ({bands}; bands: 95 % over test rows)"
     told = "; ".join(
         f"{line.name}: " + ", ".join(f"{x:,.0f} rows {y:.3f}" for x, y in zip(line.x, line.y, strict=True))
         for line in series
     )
-    save_svg(figure, path, told)
+    return curves(series, title, x_label, metric, "x", small=small), told

@@ -15,7 +15,7 @@ from finetune.errors import UserError
 from finetune.evaluation import Predictions
 from finetune.report import diagnosis, opening, results
 from finetune.report.results import Conclusion, Judging, System, assemble, combined, write_predictions
-from finetune.run import Run, read_json
+from finetune.run import Run
 from finetune.terminal import count
 
 KEPT_OF_FIRST = ("train_languages", "numbered_ids", "matrix_rows", "oracle", "languages")
@@ -222,7 +222,7 @@ def _refitted(
     except UserError as error:
         run.say("note", f"no TF-IDF beside it: {error}")
         return None
-    before = read_json(run.folder / "environment.json")["data_sha256"]
+    before = run.environment()["data_sha256"]
     changed = [file for file, digest in train.sha256.items() if before.get(file) != digest]
     if changed:
         run.say("note", f"no TF-IDF beside it: {', '.join(changed)} changed since the run")

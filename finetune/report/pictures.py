@@ -1,19 +1,20 @@
-"""Pictures as SVG: alignment maps, heat maps and curves with intervals, the same bytes for the same figures.
+"""Pictures as SVG: alignment maps, heat maps, curves and intervals, the same bytes for the same figures.
 
 matplotlib is imported by what draws, so that nothing else waits for it; figures are made without pyplot, which would
 ask for a screen and keep them.
 """
 
+import hashlib
 import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
@@ -44,6 +45,18 @@ LONGEST_TOKEN = 24  # characters of a tick's text
 LOG_TICKS = 12
 MAP_CELL = (0.62, 0.36)  # inches of a cell of a heat map, for a number of three digits
 WHITE_ON = 0.72  # of the colour scale: below it black has the stronger contrast
+INK = "#111111"  # on the shades of a map, which a dark page does not change
+PIXELS = 4 / 3  # a point
+ROW = 0.3  # inches of an interval
+SMALL = (4.2, 2.8)  # inches of curves that a phone can show
+NARROW = 3.6  # inches of intervals, whose names stand beside them
+ADAPTED = {  # what a page in the dark sees otherwise
+    "#000000": "currentColor",
+    "#e6e6e6": "var(--grid, #e6e6e6)",
+    "#0072b2": "var(--first, #0072b2)",
+    "#d55e00": "var(--second, #d55e00)",
+}
+Score = tuple[float, float, float]  # value, and the ends of its interval
 
 
 Grid = Sequence[Sequence[float | None]]
@@ -65,17 +78,90 @@ def save_svg(figure: "Figure", path: Path | str, description: str = "") -> None:
 
     `description` is for those who hear the picture instead of seeing it (the SVG's `desc`).
     """
-    described: dict[str, Any] = {"Date": None, "Creator": None}
-    described |= {"Title": figure.get_label()} if figure.get_label() else {}  # matplotlib takes no None here
-    written = io.BytesIO()
-    with _drawing():
-        figure.savefig(written, format="svg", bbox_inches="tight", facecolor="white", metadata=described)
-    lines = (line.rstrip() for line in written.getvalue().decode().splitlines())
-    text = "\n".join(lines) + "\n"
+    text = _svg(figure, facecolor="white")
     if description:
         told = f" <desc>{escape(printable(description))}</desc>\n"
         text = re.sub(r"<svg[^>]*>\n(?: <title>[^<]*</title>\n)?", lambda head: head.group() + told, text, count=1)
     write_atomic(Path(path), text.encode())
+
+
+def inline(figure: "Figure", description: str) -> str:
+    """Return a figure as an `svg` element of a page, without a ground: black is the page's own ink.
+
+    `description` is its alternative text. Names inside it are its own, so that a page may hold several.
+    """
+    text = _svg(figure, transparent=True)
+    width, height = (float(side) for side in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
+    text = text[text.index("\n", text.index("<svg")) + 1 :]
+    text = re.sub(r" <metadata>.*?</metadata>\n|<style.*?</style>| <title>.*?</title>\n", "", text, flags=re.DOTALL)
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), text)
+    own = "p" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text))
+    names = {name for pair in used for name in pair if name}
+    text = re.sub(r' id="([^"]+)"', lambda one: f' id="{own}{one[1]}"' if one[1] in names else "", text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{own}", text)
+    for colour, adapted in ADAPTED.items():
+        text = re.sub(rf"(fill|stroke): {colour}", rf"\1: {adapted}", text)
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{PIXELS * width:.0f}"'
+    told = quoteattr(printable(description))
+    return f'<svg role="img" aria-label={told} {size}>\n{text}'
+
+
+def intervals(
+    groups: Mapping[str, Mapping[str, Score]], x_label: str, *, at: float | None = None, digits: int = 3
+) -> "Figure":
+    """Draw scores with their intervals on one axis: group -> system -> (value, low, high).
+
+    One group has a row for each system, several have a row for each group and a colour for each system. `at` draws a
+    line, at no difference for example; `digits` are those of the numbers.
+    """
+    systems = list(dict.fromkeys(name for of_group in groups.values() for name in of_group))
+    alone = len(groups) == 1
+    ticks = systems if alone else list(groups)
+    height = ROW * (1.4 * len(systems) if alone else sum(max(1.3, 0.55 * len(each) + 0.5) for each in groups.values()))
+    with _drawing():
+        axes = _axes(NARROW, height, (0, 0, 1, 1), "")
+        if at is not None:
+            axes.axvline(at, color="0.5", linewidth=1, linestyle=(0, (4, 3)))
+        for number, system in enumerate(systems):
+            places, found = [], []
+            for place, of_group in enumerate(groups.values()):
+                if system in of_group:
+                    places.append(number if alone else place + _beside(number, len(systems)))
+                    found.append(of_group[system])
+            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            value, low, high = (np.array(column) for column in zip(*found, strict=True))
+            errors = np.maximum(0, [value - low, high - value])
+            axes.errorbar(value, places, xerr=errors, label=printable(system), capsize=3, ls="", lw=2, ms=6, **look)
+            if alone:
+                axes.annotate(
+                    _told(found[0], digits),
+                    (found[0][0], number),
+                    (0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                )
+        axes.set_yticks(range(len(ticks)), [_short(name) for name in ticks])
+        axes.set_ylim(len(ticks) - 0.5, -0.8 if alone else -0.5)
+        axes.margins(x=0.16 if alone else 0.05)
+        axes.set_xlabel(x_label)
+        axes.grid(axis="x", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        if not alone and len(systems) > 1:
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def intervals_in_words(groups: Mapping[str, Mapping[str, Score]], digits: int = 3) -> str:
+    """Return what `intervals` shows, for those who cannot see it."""
+    told = []
+    for name, of_group in groups.items():
+        cells = ", ".join(f"{system} {_told(score, digits)}" for system, score in of_group.items())
+        told.append(f"{name}: {cells}" if name else cells)
+    return "; ".join(told)
 
 
 def alignment(source_tokens: Sequence[str], target_tokens: Sequence[str], weights: Any, title: str) -> "Figure":
@@ -118,7 +204,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Grid, title: s
             shade = (grid[row, column] - least) / (most - least)
             place: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 8}
             number = f"{grid[row, column]:.3f}"
-            axes.text(column + 0.5, row + 0.5, number, color="white" if shade > WHITE_ON else "black", **place)
+            axes.text(column + 0.5, row + 0.5, number, color="white" if shade > WHITE_ON else INK, **place)
         axes.set_xticks(np.arange(grid.shape[1]) + 0.5, [_short(name) for name in columns])
         axes.set_yticks(np.arange(grid.shape[0]) + 0.5, [_short(name) for name in rows])
         axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
@@ -139,13 +225,31 @@ def heat_map_in_words(rows: Sequence[str], columns: Sequence[str], values: Grid)
     return "; ".join(told)
 
 
-def curves(series: Sequence[Series], title: str, x_label: str, y_label: str, logarithmic: str = "") -> "Figure":
-    """Draw lines with their intervals as bands; `logarithmic` names the axes that are: x, y or xy."""
+def curves_in_words(series: Sequence[Series]) -> str:
+    """Return what curves show, for those who cannot see them: where each begins and ends."""
+    told = []
+    for line in series:
+        ends = sorted({0, len(line.x) - 1})
+        told.append(f"{line.name}: " + " to ".join(f"{line.y[place]:.3f} at {line.x[place]:,g}" for place in ends))
+    return "; ".join(told)
+
+
+def curves(
+    series: Sequence[Series], title: str, x_label: str, y_label: str, logarithmic: str = "", *, small: bool = False
+) -> "Figure":
+    """Draw lines with their intervals as bands; `logarithmic` names the axes that are: x, y or xy.
+
+    `small` is for a page that phones show.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     with _drawing():
-        axes = _axes(6.4, 4.0, (0.1, 0.12, 0.85, 0.78), title)
+        axes = _axes(*SMALL, (0, 0, 1, 1), title) if small else _axes(6.4, 4.0, (0.1, 0.12, 0.85, 0.78), title)
         if "x" in logarithmic:
             axes.set_xscale("log")
             _name_ticks(axes, sorted({float(x) for line in series for x in line.x}))
+        elif all(isinstance(x, int) for line in series for x in line.x):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         if "y" in logarithmic:
             axes.set_yscale("log")
         for number, line in enumerate(series):
@@ -157,8 +261,11 @@ def curves(series: Sequence[Series], title: str, x_label: str, y_label: str, log
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        if len(series) > 1:
-            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the lines, never on them
+        if len(series) > 1:  # never on the lines
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+            if small:
+                place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+            axes.legend(frameon=False, **place)
     return axes.get_figure(root=True)  # type: ignore[return-value]
 
 
@@ -184,6 +291,25 @@ def _axes(width: float, height: float, place: tuple[float, float, float, float],
     axes = figure.add_axes(place)
     axes.set_title(printable(title), loc="left")
     return axes
+
+
+def _svg(figure: "Figure", **ground: Any) -> str:
+    """Return a figure as a file of SVG; `ground` says what lies behind it, in the words of `savefig`."""
+    described: dict[str, Any] = {"Date": None, "Creator": None}
+    described |= {"Title": figure.get_label()} if figure.get_label() else {}  # matplotlib takes no None here
+    written = io.BytesIO()
+    with _drawing():
+        figure.savefig(written, format="svg", bbox_inches="tight", metadata=described, **ground)
+    return "\n".join(line.rstrip() for line in written.getvalue().decode().splitlines()) + "\n"
+
+
+def _beside(number: int, systems: int) -> float:
+    """Return how far the row of a system lies below the middle of its group's."""
+    return 0.5 * (number - (systems - 1) / 2) / max(1, systems - 1) if systems > 1 else 0.0
+
+
+def _told(score: Score, digits: int) -> str:
+    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*score, d=digits)
 
 
 def _grid(rows: Sequence[str], columns: Sequence[str], values: Grid) -> np.ndarray:

@@ -47,7 +47,8 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     for number, error in enumerate(errors[:SHOWN_ERRORS]):
         head = "errors" if number == 0 else ""
         lines.append(line(head, _error(error)))
-    lines.append(line("saved", f"{folder} · again: finetune train --config {folder}/config.yaml output_dir=..."))
+    again = f"again: finetune train --config {folder}/config.yaml output_dir=..."
+    lines.append(line("saved", f"{folder} · report: {folder}/report.html\n{again}"))
     return lines
 
 
