@@ -24,6 +24,7 @@ from finetune.run import Run, disk_errors, environment, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE: dict[str, Any] = {"data_sha256": {"train.csv": "abc"}}
+WAYS: list[dict[str, Any]] = [{}, {"resume": True}, {"overwrite": True}]
 
 
 def started(folder: Path, **settings: Any) -> Run:
@@ -80,8 +81,7 @@ def hold(child: Callable[[str], "subprocess.Popen[str]"], folder: Path) -> "subp
 
 def test_a_second_run_is_refused_with_the_pid_of_the_first(tmp_path: Path, child: Any) -> None:
     first = hold(child, tmp_path / "run")
-    settings: dict[str, Any]
-    for settings in ({}, {"resume": True}, {"overwrite": True}):
+    for settings in WAYS:
         with refused(Exit.OUTPUT_TAKEN, f"locked by pid {first.pid} on .* since "):
             Run(tmp_path / "run", **settings)
     assert first.poll() is None
@@ -123,8 +123,7 @@ def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    settings: dict[str, Any]
-    for settings in ({}, {"resume": True}, {"overwrite": True}):
+    for settings in WAYS:
         with refused(Exit.OUTPUT_TAKEN, "is a file"):
             Run(tmp_path / "run", **settings)
 
