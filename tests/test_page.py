@@ -248,6 +248,15 @@ def test_the_verdict_is_a_sentence_with_interval_and_cost(
     assert found.replace("\N{NO-BREAK SPACE}", " ") == sentence
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(12.0, "took as long"), (2.0, "trained 5 times as fast"), (30.0, "took 3 times as long")]
+)
+def test_the_cost_is_told_as_people_say_it(results: dict[str, Any], seconds: float, told: str) -> None:
+    found = judged(results, 0.041, 0.023, 0.059, "better")
+    found["seconds"]["train"] = seconds
+    assert f" and {told}" in headline(found)
+
+
 def test_several_languages_are_one_sentence(results: dict[str, Any]) -> None:
     better = {"metric": "accuracy", "difference": 0.23, "low": 0.18, "high": 0.27, "verdict": "better"}
     worse = {"metric": "accuracy", "difference": -0.038, "low": -0.056, "high": -0.021, "verdict": "worse"}

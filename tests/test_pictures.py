@@ -138,7 +138,7 @@ def test_values_of_another_shape_are_refused() -> None:
 # In a page
 
 
-GROUPS = {"en": {"BERT": (0.9, 0.85, 0.95), "TF-IDF": (0.95, 0.9, 1.0)}, "it": {"BERT": (0.7, 0.6, 0.8)}}
+GROUPS = {"en": {"BERT": (0.9, 0.85, 0.95), "TF-IDF": (0.95, 0.9, 1.0)}, "it": {"BERT": (0.7, 0.6, 0.85)}}
 
 
 def test_a_picture_of_a_page_has_words_its_own_names_and_the_ink_of_the_page() -> None:
@@ -165,7 +165,7 @@ def test_intervals_are_drawn_where_they_are() -> None:
     (of_bert, of_tfidf) = axes.containers
     assert of_bert.lines[0].get_xdata().tolist() == [0.9, 0.7]  # type: ignore[attr-defined]
     (segments,) = of_bert.lines[2]  # type: ignore[attr-defined]
-    assert [[round(x, 6) for x, _ in ends] for ends in segments.get_segments()] == [[0.85, 0.95], [0.6, 0.8]]
+    assert [[round(x, 6) for x, _ in ends] for ends in segments.get_segments()] == [[0.85, 0.95], [0.6, 0.85]]
     assert of_bert.lines[0].get_ydata()[0] < of_tfidf.lines[0].get_ydata()[0]  # type: ignore[attr-defined]
     alone = intervals({"": {"a": (36.31, 34.2, 38.5), "b": (13.9, 11.5, 16.2)}}, "rouge1", at=20.0, digits=1).axes[0]
     assert [text.get_text() for text in alone.texts] == ["36.3 [34.2, 38.5]", "13.9 [11.5, 16.2]"]
@@ -174,6 +174,6 @@ def test_intervals_are_drawn_where_they_are() -> None:
 
 def test_intervals_are_told_in_words() -> None:
     assert intervals_in_words(GROUPS) == (
-        "en: BERT 0.900 [0.850, 0.950], TF-IDF 0.950 [0.900, 1.000]; it: BERT 0.700 [0.600, 0.800]"
+        "en: BERT 0.900 [0.850, 0.950], TF-IDF 0.950 [0.900, 1.000]; it: BERT 0.700 [0.600, 0.850]"
     )
     assert intervals_in_words({"": {"a": (36.31, 34.2, 38.5)}}, 1) == "a 36.3 [34.2, 38.5]"

@@ -9,6 +9,7 @@ from finetune.terminal import count, difference, is_percentage, points
 
 STILL_RISING = 0.01  # between the last two budgets, beyond which more labels would help
 SURE = 0.9  # of a mistake that is worth a second look at its gold label
+LOST = 0.01  # of a validation score after the best
 OVERCONFIDENT = 0.05
 MANY_CUT = 0.01
 MANY_UNKNOWN = 0.01
@@ -78,7 +79,7 @@ def _unfinished(found: Evidence) -> Iterator[Advice]:
     told = f"{metric} on validation: {values[-2][1]:.3f}, then {values[-1][1]:.3f} after {values[-1][0]:,} updates"
     if best == len(values) - 1 and gain > 0:
         yield Advice("Train longer", f"the last validation was still the best ({told}).", "num_train_epochs=...")
-    elif best < len(values) // 2:
+    elif best < len(values) // 2 and sign * (values[best][1] - values[-1][1]) > LOST:
         told = f"{metric} on validation was best after {values[best][0]:,} of {values[-1][0]:,} updates"
         yield Advice("Train shorter, or regularise more", f"{told}; the rest was spent for nothing.")
 

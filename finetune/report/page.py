@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 SHOWN_DISAGREEMENTS = 200
+ALIKE = 1.5  # times as long, which is not worth a number
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -171,9 +172,11 @@ def cost(results: Mapping[str, Any]) -> str:
     cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"] / seeds
     if cheap <= 0.05:
         return ""
+    if max(dear / cheap, cheap / dear) < ALIKE:
+        return "took as long to train"
     return (
         f"took {dear / cheap:.0f} times as long to train"
-        if dear >= cheap
+        if dear > cheap
         else f"trained {cheap / dear:.0f} times as fast"
     )
 

@@ -102,6 +102,7 @@ def inline(figure: "Figure", description: str) -> str:
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{own}", text)
     for colour, adapted in ADAPTED.items():
         text = re.sub(rf"(fill|stroke): {colour}", rf"\1: {adapted}", text)
+    text = text.replace("stroke: #ffffff", "stroke: var(--paper, #ffffff)")  # between the cells of a map
     size = f'viewBox="0 0 {width:g} {height:g}" width="{PIXELS * width:.0f}"'
     told = quoteattr(printable(description))
     return f'<svg role="img" aria-label={told} {size}>\n{text}'
