@@ -461,7 +461,7 @@ def accelerator(config: TrainConfig) -> Accelerator:
         what = f"{processes.on_this_machine()} processes for {have}"
         raise UserError(Exit.USAGE, f"{what}; give one process for each, or train.use_cpu=true")
     # A checkpoint may have parts that its loss does not read, and pretraining changes its loss from update to update.
-    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=use_cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[wrapping])
 
 

@@ -53,6 +53,7 @@ class Config:
 def train(config: Config, run: Run) -> dict[str, Any]:
     """Pretrain, keep the weights with the best validation score, and judge them beside the n-gram model."""
     began, asked = time.perf_counter(), config.train
+    routes.check(config.model, config.vocabulary, config.network)
     splits = corpus.read_splits(config.data, seed=config.seed)
     figures = opening.say_texts(run, config.data, splits)
     learnt = routes.texts_of(splits["train"], config.data)

@@ -121,9 +121,9 @@ def language_model(of: list[np.ndarray]) -> Any:
 
     def make(chosen: np.ndarray) -> tuple[dict[str, torch.Tensor], int]:
         read = pad([of[row][:-1] for row in chosen], 0)
-        labels = pad([of[row][1:] for row in chosen], IGNORED)
-        places = torch.arange(read.shape[1]).expand_as(read)
-        return {"input_ids": read, "labels": labels, "position_ids": places}, int((labels != IGNORED).sum())
+        places = (pad([of[row][1:] for row in chosen], IGNORED).flatten() != IGNORED).nonzero()[:, 0]
+        gold = torch.tensor(np.concatenate([of[row][1:] for row in chosen]))
+        return {"input_ids": read, "places": places, "gold": gold}, len(gold)
 
     return LanguageModel(GPT2LMHeadModel(config)), language_models.loss, examples(of, make)
 

@@ -63,29 +63,16 @@ def resolve(config: TrainConfig, start: Start, epochs: float) -> TrainConfig:
     )
 
 
-def begin(
-    source: Source | None, words: VocabularyConfig, shape: ShapeConfig, texts: Sequence[str], seed: int, max_length: int
-) -> Start:
-    """Make the model before its first update, with a tokenizer that is learnt from `texts`, or a checkpoint's own.
-
-    Raises UserError (2) for settings that exclude each other, or that a checkpoint does not read.
-    """
-    learns = source is None if words.train is None else words.train
-    if source is None and not learns:
+def check(name: str | None, words: VocabularyConfig, shape: ShapeConfig) -> None:
+    """Refuse settings that exclude each other, or that a checkpoint does not read: raises UserError (2)."""
+    learns = name is None if words.train is None else words.train
+    if name is None and not learns:
         raise UserError(Exit.USAGE, "vocabulary.train=false needs a model whose vocabulary is taken; give model=NAME")
-    if source is not None and learns:
+    if name is None:
+        return
+    if learns:
         what = "vocabulary.train=true is for random weights: the embeddings of a model belong to its own vocabulary"
         raise UserError(Exit.USAGE, f"{what}\nleave out model or vocabulary.train")
-    if source is not None:
-        _refuse_unread(source.name, words, shape)
-        return models.from_checkpoint(source, shape)
-    longest = max_length if shape.max_position_embeddings is None else shape.max_position_embeddings
-    shape = replace(shape, max_position_embeddings=longest)
-    return models.from_random(shape, tokenizer.learn(texts, words, longest), seed)
-
-
-def _refuse_unread(name: str, words: VocabularyConfig, shape: ShapeConfig) -> None:
-    """Refuse what is said of a vocabulary and a shape that are the checkpoint's own."""
     dropout, dtype = shape.dropout, shape.save_dtype
     for part, given, usual in (
         ("vocabulary", words, VocabularyConfig(train=words.train)),
@@ -95,6 +82,17 @@ def _refuse_unread(name: str, words: VocabularyConfig, shape: ShapeConfig) -> No
             if value != to_tree(usual)[setting]:
                 what = f"{part}.{setting}={value} is for random weights: model={name} has a {part} of its own"
                 raise UserError(Exit.USAGE, f"{what}; leave out one of the two")
+
+
+def begin(
+    source: Source | None, words: VocabularyConfig, shape: ShapeConfig, texts: Sequence[str], seed: int, max_length: int
+) -> Start:
+    """Make the model before its first update, with a tokenizer that is learnt from `texts`, or a checkpoint's own."""
+    if source is not None:
+        return models.from_checkpoint(source, shape)
+    longest = max_length if shape.max_position_embeddings is None else shape.max_position_embeddings
+    shape = replace(shape, max_position_embeddings=longest)
+    return models.from_random(shape, tokenizer.learn(texts, words, longest), seed)
 
 
 @dataclass(frozen=True)
