@@ -124,6 +124,8 @@ class Trainer:
         groups = optim.parameter_groups(model, config.learning_rate, config.weight_decay, layer_decay)
         optimizer = optim.adamw(groups, betas, config.adam_epsilon)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if processes.world() > 1:
+            self.model.broadcast_buffers = False  # tables of positions and the like, the same in all
         self.progress = Progress()
         self.estimated_seconds: float | None = None
         self._after_first: tuple[int, float] | None = None
@@ -461,7 +463,7 @@ def accelerator(config: TrainConfig) -> Accelerator:
         what = f"{processes.on_this_machine()} processes for {have}"
         raise UserError(Exit.USAGE, f"{what}; give one process for each, or train.use_cpu=true")
     # A checkpoint may have parts that its loss does not read, and pretraining changes its loss from update to update.
-    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=use_cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[wrapping])
 
 

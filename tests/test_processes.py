@@ -166,7 +166,7 @@ def test_what_is_started_anew_needs_a_folder_to_go_on_in(monkeypatch: pytest.Mon
 
 def children(of: int) -> dict[str, int]:
     """Return the processes that a launcher has started, rank -> pid."""
-    found = {}
+    found: dict[str, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
