@@ -124,6 +124,8 @@ class Trainer:
         groups = optim.parameter_groups(model, config.learning_rate, config.weight_decay, layer_decay)
         optimizer = optim.adamw(groups, betas, config.adam_epsilon)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if processes.world() > 1:
+            self.model.broadcast_buffers = False  # tables of positions and the like, the same in all
         self.progress = Progress()
         self.estimated_seconds: float | None = None
         self._after_first: tuple[int, float] | None = None

@@ -53,7 +53,10 @@ def assert_same_updates(one: Path, other: Path) -> None:
         for name in ("loss", "grad_norm"):
             assert a.get(name, 0) == pytest.approx(b.get(name, 0), rel=1e-9)
         assert a.get("validation", {}) == pytest.approx(b.get("validation", {}), rel=1e-9)
-    tensors = [checkpoint.newest(folder / "checkpoints")[0].tensors("model") for folder in (one, other)]  # type: ignore[union-attr]
+    last = [checkpoint.newest(folder / "checkpoints")[0] for folder in (one, other)]
+    counted = [[found.state()["progress"][name] for name in ("items", "tokens")] for found in last if found is not None]
+    assert counted[0] == counted[1]
+    tensors = [found.tensors("model") for found in last if found is not None]
     assert tensors[0].keys() == tensors[1].keys()
     for name, tensor in tensors[0].items():
         np.testing.assert_allclose(tensor.numpy(), tensors[1][name].numpy(), rtol=1e-9, atol=1e-9)
