@@ -16,7 +16,7 @@ import pytest
 from calling import FAST, call, done, private_cache, spawn, toy_files, train_toy
 from pydantic import TypeAdapter
 
-from finetune import cli, commands
+from finetune import cli, commands, launch
 from finetune.config import load, read_yaml, settings
 from finetune.explain import Explanation
 from recipes import RECIPES, bert_classification
@@ -91,6 +91,7 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     merged = {"rows": 1, "largest_difference": 0.0, "tolerance": 1e-4, "bytes": 1}
     monkeypatch.setattr(commands, "export_model", lambda *given, **named: merged)
     monkeypatch.setattr(commands, "report", lambda *given, **named: Path("a.html"))
+    monkeypatch.setattr(launch, "launch", lambda processes, restarts, arguments: 0)
     monkeypatch.chdir(tmp_path)
     lines = documented()
     assert len(lines) >= 12
