@@ -16,7 +16,7 @@ import pytest
 from calling import FAST, call, done, private_cache, spawn, toy_files, train_toy
 from pydantic import TypeAdapter
 
-from finetune import cli, commands
+from finetune import cli, commands, launch
 from finetune.config import load, read_yaml, settings
 from finetune.explain import Explanation
 from recipes import RECIPES, bert_classification
@@ -88,6 +88,8 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(commands, "quality", lambda *given: {"figures": {}})
     found = {"languages": {}, "comparisons": {}, "diagnostics": {"system": "", "trained_on": "", "consistency": {}}}
     monkeypatch.setattr(commands, "crosslingual", lambda *given, **named: found)
+    launched: list[tuple[int, int]] = []
+    monkeypatch.setattr(launch, "launch", lambda count, restarts, _: launched.append((count, restarts)) or 0)
     monkeypatch.chdir(tmp_path)
     lines = documented()
     assert len(lines) >= 12
@@ -97,6 +99,7 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
         outcome = call(*words[1:], stdin="a text\n")
         assert outcome.code == 0, (line, outcome.err)
     assert set(called) >= {"train", "predict", "compare", "check", "demo"}
+    assert launched == [(2, 0)]
 
 
 def test_every_command_documents_a_line_that_uses_it() -> None:
