@@ -91,7 +91,8 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     merged = {"rows": 1, "largest_difference": 0.0, "tolerance": 1e-4, "bytes": 1}
     monkeypatch.setattr(commands, "export_model", lambda *given, **named: merged)
     monkeypatch.setattr(commands, "report", lambda *given, **named: Path("a.html"))
-    monkeypatch.setattr(launch, "launch", lambda processes, restarts, arguments: 0)
+    launched: list[tuple[int, int]] = []
+    monkeypatch.setattr(launch, "launch", lambda count, restarts, _: launched.append((count, restarts)) or 0)
     monkeypatch.chdir(tmp_path)
     lines = documented()
     assert len(lines) >= 12
@@ -101,6 +102,7 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
         outcome = call(*words[1:], stdin="a text\n")
         assert outcome.code == 0, (line, outcome.err)
     assert set(called) >= {"train", "predict", "compare", "check", "demo"}
+    assert launched == [(2, 0)]
 
 
 def test_every_command_documents_a_line_that_uses_it() -> None:
