@@ -8,7 +8,7 @@ import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,12 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(commands, "export_model", lambda *given, **named: merged)
     monkeypatch.setattr(commands, "report", lambda *given, **named: Path("a.html"))
     launched: list[tuple[int, int]] = []
-    monkeypatch.setattr(launch, "launch", lambda count, restarts, _: launched.append((count, restarts)) or 0)
+
+    def launching(count: int, restarts: int, arguments: Sequence[str]) -> int:
+        launched.append((count, restarts))
+        return 0
+
+    monkeypatch.setattr(launch, "launch", launching)
     monkeypatch.chdir(tmp_path)
     lines = documented()
     assert len(lines) >= 12
