@@ -633,7 +633,7 @@ def _recipe_of(model: Path) -> str:
     stored = read_json(model / "config.json")
     if stored.get("model_type") == "finetune_seq2seq":
         return "seq2seq"
-    made_as = str((stored.get("architectures") or [""])[0])
+    made_as = pretrained.class_named(stored)
     if made_as in {"BertForMaskedLM", "BertForPreTraining"}:
         return "bert_pretraining"
     return "gpt2_generation" if made_as.endswith(WRITERS) else "bert_classification"

@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune import adapters, pretrained
-from finetune.data.batching import pad
+from finetune.data.batching import pad, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.report.card import ADAPTER
 from finetune.run import disk_errors, read_json
@@ -96,7 +94,7 @@ def _rewrite_card(folder: Path) -> None:
 
 def _network(folder: Path) -> PreTrainedModel:
     """Load the model of a folder as the class that it was saved as."""
-    made_as = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    made_as = pretrained.class_named(read_json(folder / "config.json"))
     if made_as == networks.Seq2SeqModel.__name__:
         return networks.load(folder).model.cpu()
     source = pretrained.locate(str(folder))
@@ -112,8 +110,8 @@ def _batches(folder: Path, network: PreTrainedModel, texts: Texts) -> Batches:
         return
     tokenizer = pretrained.load_tokenizer(pretrained.locate(str(folder)))
     longest = min(LONGEST, pretrained.context_limit(network.config, tokenizer))
-    coded = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in texts.texts]
     if network.config.is_encoder_decoder:
+        coded = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in texts.texts]
         own = folder / OWN_TOKENIZER
         writer = pretrained.load_tokenizer(pretrained.locate(str(own))) if own.is_dir() else tokenizer
         written = [
@@ -123,7 +121,7 @@ def _batches(folder: Path, network: PreTrainedModel, texts: Texts) -> Batches:
         start = int(network.generation_config.decoder_start_token_id)
         yield from _pairs(coded, [[start, *row] for row in written], int(tokenizer.pad_token_id))
         return
-    for first in range(0, len(coded), ROWS_AT_ONCE):
+    for first in range(0, len(texts.texts), ROWS_AT_ONCE):
         part = slice(first, first + ROWS_AT_ONCE)
         beside = None if texts.beside is None else [*texts.beside[part]]
         yield dict(
@@ -136,9 +134,6 @@ def _batches(folder: Path, network: PreTrainedModel, texts: Texts) -> Batches:
 def _pairs(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], padding: int) -> Batches:
     """Return source and target rows as the inputs of an encoder-decoder."""
     for first in range(0, len(sources), ROWS_AT_ONCE):
-        rows = [np.array(row[:LONGEST], dtype=np.int32) for row in sources[first : first + ROWS_AT_ONCE]]
-        reads = [np.array(row[:LONGEST], dtype=np.int32) for row in targets[first : first + ROWS_AT_ONCE]]
-        lengths = torch.tensor([len(row) for row in rows])
-        source = pad(rows, padding)
-        mask = torch.arange(source.shape[1]) < lengths[:, None]
-        yield {"input_ids": source, "attention_mask": mask.long(), "decoder_input_ids": pad(reads, padding)}
+        source, real = pad_and_mask([row[:LONGEST] for row in sources[first : first + ROWS_AT_ONCE]], padding)
+        reads = pad([row[:LONGEST] for row in targets[first : first + ROWS_AT_ONCE]], padding)
+        yield {"input_ids": source, "attention_mask": real.long(), "decoder_input_ids": reads}

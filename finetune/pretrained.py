@@ -198,6 +198,11 @@ def base_of(folder: Path) -> Source:
     return found
 
 
+def class_named(config: Mapping[str, Any]) -> str:
+    """Return the name of the class that a model was saved as, by its config.json; empty where that does not say."""
+    return str((config.get("architectures") or [""])[0])
+
+
 def _class_of(auto_class: Any, config: PretrainedConfig) -> Any:
     """Return the class that an Auto class makes of a config, or a class itself."""
     mapping = getattr(auto_class, "_model_mapping", None)
@@ -207,7 +212,7 @@ def _class_of(auto_class: Any, config: PretrainedConfig) -> Any:
 
 def _made_as(folder: Path) -> Any:
     """Return the class of transformers that a folder was saved as; raises UserError (65) where it is none."""
-    name = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    name = class_named(read_json(folder / "config.json"))
     found = getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise UserError(Exit.BAD_DATA, f"{folder / 'config.json'} names no model of transformers: {name!r}")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # rich costs 0.1 s, which `finetune --help` does not have
     from rich.progress import Progress
 
 HEAD_WIDTH = 10
+NO_SHARES = frozenset({"loss", "perplexity", "bits_per_byte"})  # told as they are, not in points; lower is better
 
 
 def line(head: str, text: str) -> str:
@@ -67,7 +68,7 @@ def shown(metric: str, score: Mapping[str, float]) -> str:
 
 def difference(comparison: Mapping[str, Any]) -> str:
     """Return a comparison's difference with its interval in points of its metric: `+2.3 points of chrf [1.3, 3.4]`."""
-    if comparison["metric"] in {"loss", "perplexity", "bits_per_byte"}:  # positive is better: lower by so much
+    if comparison["metric"] in NO_SHARES:  # positive is better: lower by so much
         value, low, high = (comparison[key] for key in ("difference", "low", "high"))
         if value < 0:
             return f"{comparison['metric']} higher by {-value:.3f} [{-high:.3f}, {-low:.3f}]"

@@ -171,7 +171,7 @@ def from_checkpoint(source: pretrained.Source, config: DropoutConfig) -> Start:
 def load(source: pretrained.Source) -> Start:
     """Load a language model with its tokenizer; raises UserError (65) where it is none, or its text has no end."""
     tokenizer = pretrained.load_tokenizer(source)
-    made_as = str((read_json(Path(source.path) / "config.json").get("architectures") or [""])[0])
+    made_as = pretrained.class_named(read_json(Path(source.path) / "config.json"))
     if not made_as.endswith(WRITERS):
         what = f"model={source.name} is {made_as or 'without an output layer'}, no decoder-only language model"
         raise UserError(Exit.BAD_DATA, f"{what}; give GPT-2 or its kin, e.g. model=openai-community/gpt2")

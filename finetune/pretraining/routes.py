@@ -242,7 +242,7 @@ def _filled(text: str, probabilities: torch.Tensor, tokenizer: PreTrainedTokeniz
 def load_trained(folder: Path) -> Start:
     """Load a pretrained model with its output layer; raises UserError (65) where it has none."""
     source = pretrained.locate(str(folder))
-    made_as = (read_json(folder / "config.json").get("architectures") or [""])[0]
+    made_as = pretrained.class_named(read_json(folder / "config.json"))
     if made_as not in {"BertForMaskedLM", "BertForPreTraining"}:
         what = f"{folder} is {made_as or 'no model'}, without an output layer for hidden tokens"
         raise UserError(Exit.BAD_DATA, f"{what}; fine-tune it: finetune train bert_classification model={folder}")

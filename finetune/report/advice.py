@@ -56,7 +56,7 @@ def _verdict(found: Evidence) -> Iterator[Advice]:
     comparison = found.results.get("comparison")
     if comparison is None or "matrix" in found.results:
         return
-    baseline = _short(found.results["baseline"]["name"])
+    baseline = short(found.results["baseline"]["name"])
     if comparison["verdict"] == "worse":
         yield Advice(f"Keep {baseline} for now", f"it is better on the same rows: {difference(comparison)}.")
     elif comparison["verdict"] == "no difference shown":
@@ -151,7 +151,7 @@ def _lost_languages(found: Evidence) -> Iterator[Advice]:
     """Name the languages in which the cheap system is better."""
     lost = [code for code, one in found.results.get("comparisons", {}).items() if one["verdict"] == "worse"]
     if lost:
-        name = _short(found.results["baseline"]["name"])
+        name = short(found.results["baseline"]["name"])
         told = "; ".join(f"{code}: {difference(found.results['comparisons'][code])}" for code in lost)
         yield Advice(f"Use {name} for {', '.join(lost)}", f"it is better there ({told}).")
 
@@ -161,7 +161,7 @@ def _length(found: Evidence) -> Iterator[Advice]:
     buckets = [bucket for bucket in found.lengths if bucket["rows"] >= LEAST_ROWS]
     if len(buckets) < 2 or "low" not in buckets[0]:
         return
-    metric = next(name for name in buckets[0] if name not in {"from", "to", "rows", "low", "high"})
+    metric = metric_of(buckets[0])
     worst = min(buckets, key=lambda bucket: bucket[metric])
     best = max(buckets, key=lambda bucket: bucket[metric])
     scale = 100 if is_percentage(metric) else 1
@@ -241,7 +241,12 @@ def _validated(record: Mapping[str, Any], metric: str) -> bool:
     return "step" in record and metric in record.get("validation", {})
 
 
-def _short(name: str) -> str:
+def metric_of(bucket: Mapping[str, float]) -> str:
+    """Return the metric that a bucket of rows by length has."""
+    return next(name for name in bucket if name not in {"from", "to", "rows", "low", "high"})
+
+
+def short(name: str) -> str:
     """Return the name of a system without what stands in brackets."""
     return name.partition(" (")[0]
 

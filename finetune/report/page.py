@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from finetune import __version__
 from finetune.config import read_yaml
 from finetune.report import advice, blocks, matrix, pictures, sections
-from finetune.report.advice import Advice, Evidence
+from finetune.report.advice import Advice, Evidence, short
 from finetune.report.blocks import Cell, Section, Table
-from finetune.report.sections import Ended, compared_rows, score_of, short
+from finetune.report.sections import Ended, compared_rows, score_of
+from finetune.report.text import training_seconds
 from finetune.report.text_results import judging_of
 from finetune.run import SECRET, Run
-from finetune.terminal import count, duration, is_percentage, p_value, shown
+from finetune.terminal import NO_SHARES, count, duration, is_percentage, p_value, shown
 
 if TYPE_CHECKING:
     import jinja2
 
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 SHOWN_DISAGREEMENTS = 200
 ALIKE = 1.5  # times as long, which is not worth a number
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -168,8 +168,7 @@ def compared(one: Mapping[str, Any]) -> str:
 
 def cost(results: Mapping[str, Any]) -> str:
     """Return what training took beside the baseline: `took 70 times as long to train`; nothing where that was free."""
-    seeds = len(results["seeds"]) if "seeds" in results else 1
-    cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"] / seeds
+    cheap, dear = results["baseline"]["seconds"]["train"], training_seconds(results)
     if cheap <= 0.05:
         return ""
     if max(dear / cheap, cheap / dear) < ALIKE:
@@ -185,8 +184,8 @@ def _by(one: Mapping[str, Any]) -> tuple[str, str]:
     """Return a difference and its interval, as sizes where the verdict says which side is better."""
     value, low, high = _scaled(one)
     metric = one["metric"]
-    unit = ("" if metric in LOWER_IS_BETTER else "points of ") + metric.replace("_", " ")
-    digits = 3 if metric in LOWER_IS_BETTER else 1
+    unit = ("" if metric in NO_SHARES else "points of ") + metric.replace("_", " ")
+    digits = 3 if metric in NO_SHARES else 1
     if one["verdict"] == "worse":
         value, low, high = -value, -high, -low
     sign = "+" if one["verdict"] == "no difference shown" else ""
@@ -196,7 +195,7 @@ def _by(one: Mapping[str, Any]) -> tuple[str, str]:
 
 def _scaled(one: Mapping[str, Any]) -> pictures.Score:
     metric = one["metric"]
-    scale = 1 if is_percentage(metric) or metric in LOWER_IS_BETTER else 100
+    scale = 1 if is_percentage(metric) or metric in NO_SHARES else 100
     return scale * float(one["difference"]), scale * float(one["low"]), scale * float(one["high"])
 
 
@@ -232,7 +231,7 @@ def _differences(found: Sequence[Mapping[str, Any]]) -> blocks.Picture:
     """Draw the differences of comparisons beside no difference."""
     metric = found[0]["metric"]
     differences = {_pair(one): {"difference": _scaled(one)} for one in found}
-    unit, digits = (metric, 3) if metric in LOWER_IS_BETTER else (f"points of {metric}", 1)
+    unit, digits = (metric, 3) if metric in NO_SHARES else (f"points of {metric}", 1)
     figure = pictures.intervals(differences, f"{unit}, better for the first to the right", at=0.0, digits=digits)
     widened = "; intervals widened by Holm's method" if len(found) > 1 else ""
     told = f"Differences: {pictures.intervals_in_words(differences, digits)}"
@@ -279,7 +278,7 @@ def _first_picture(found: Ended) -> blocks.Picture:
         # The others stand in the table: far below the two they would make the difference small.
         both = short(found.told["system"]), short(found.results.get("baseline", {"name": ""})["name"])
         groups = {"": {name: scores[name] for name in both if name in scores}}
-        lower = ", lower is better" if metric in LOWER_IS_BETTER else ""
+        lower = ", lower is better" if metric in NO_SHARES else ""
         caption = f"{metric.replace('_', ' ')} on {found.judged}{lower}, with 95 % intervals"
     return _drawn(groups, metric, caption)
 
@@ -293,8 +292,8 @@ def _first_facts(found: Ended) -> list[tuple[str, str]]:
         facts = [("judged on", f"{count(rows, 'test row')} in {count(len(results['languages']), 'language')}")]
     if "comparison" in results and "matrix" not in results:
         facts.append(("evidence", p_value(results["comparison"]["p_value"])))
-    seeds = len(results["seeds"]) if "seeds" in results else 1
-    trained = duration(results["seconds"]["train"] / seeds)
+    seeds = len(results.get("seeds", [1]))
+    trained = duration(training_seconds(results))
     if "baseline" in results and results["baseline"]["seconds"]["train"] > 0.05:
         trained += f" against {duration(results['baseline']['seconds']['train'])}"
     facts.append(("training", trained + (f" a seed, {seeds} seeds" if seeds > 1 else "")))

@@ -10,6 +10,7 @@ import numpy as np
 from finetune import evaluation, text_metrics
 from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.report import language_model, pictures
+from finetune.report.advice import metric_of, short
 from finetune.report.blocks import Cell, Code, Example, Facts, Findings, Folded, Image, Picture, Section, Table, Words
 from finetune.report.budget import budget_figure
 from finetune.report.diagnosis import LABELS, correlation_text
@@ -105,11 +106,6 @@ def systems(found: Ended) -> dict[str, Mapping[str, Any]]:
     own = {short(found.told["system"]): found.results["scores"][found.judged]}
     cheap = [one for one in found.results.get("baselines", []) if found.judged in one["scores"]]
     return own | {short(one["name"]): one["scores"][found.judged] for one in cheap}
-
-
-def short(name: str) -> str:
-    """Return the name of a system without what stands in brackets."""
-    return name.partition(" (")[0]
 
 
 def score_of(score: Mapping[str, float]) -> pictures.Score:
@@ -296,7 +292,7 @@ def _length(found: Ended) -> Iterator[Any]:
     buckets = by_length(found)
     if len(buckets) < FEW_MEASURED or len(found.rows) < FEW_ROWS:
         return
-    metric = next(name for name in buckets[0] if name not in {"from", "to", "rows", "low", "high"})
+    metric = metric_of(buckets[0])
     digits = 1 if is_percentage(metric) else 3
     system, groups = short(found.told["system"]), {}
     for one in buckets:

@@ -78,10 +78,15 @@ def spoken_lines(scores: Mapping[str, Any], comparisons: Mapping[str, Any]) -> l
     return lines
 
 
+def training_seconds(results: Mapping[str, Any]) -> float:
+    """Return the seconds of a training; of several seeds, their mean."""
+    seconds: float = results["seconds"]["train"] / len(results.get("seeds", [1]))
+    return seconds
+
+
 def cost_lines(results: Mapping[str, Any]) -> list[str]:
     """Return what the model cost beside the baseline, its hardest pair of labels, and what the test set can show."""
-    seeds = len(results["seeds"]) if "seeds" in results else 1
-    cheap, dear = results["baseline"]["seconds"]["train"], results["seconds"]["train"] / seeds
+    cheap, dear = results["baseline"]["seconds"]["train"], training_seconds(results)
     told = []
     if cheap > 0.05:
         slower = dear >= cheap

@@ -357,7 +357,7 @@ def _as_transformers(network: PreTrainedModel, end: int, config: GenerationConfi
 
 
 def _check_class(source: Source, fits: Callable[[str], bool], otherwise: str) -> None:
-    made_as = str((read_json(Path(source.path) / "config.json").get("architectures") or [""])[0])
+    made_as = pretrained.class_named(read_json(Path(source.path) / "config.json"))
     if not fits(made_as):
         raise UserError(Exit.BAD_DATA, f"model={source.name} ({made_as or 'of no known class'}) {otherwise}")
 

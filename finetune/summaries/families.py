@@ -104,7 +104,7 @@ def _family_of(name: str, folder: Path) -> str:
     stored = read_json(folder / "config.json")
     if stored.get("model_type") == "finetune_seq2seq":
         return "seq2seq"
-    made_as = str((stored.get("architectures") or [""])[0])
+    made_as = pretrained.class_named(stored)
     if made_as.endswith(encoder_decoders.ANSWERING):
         return "encoder-decoder"
     if made_as.endswith(WRITERS):
