@@ -31,9 +31,7 @@ def run_page(run: Run) -> str:
     """Return the page of a finished run as HTML; raises UserError where the run did not end."""
     found = read(run)
     results, told = found.results, found.told
-    evidence = Evidence(
-        results, next(iter(found.records.values()), []), sections.by_length(found), found.judging, found.folder
-    )
+    evidence = Evidence(results, next(iter(found.records.values()), []), found.by_length, found.judging, found.folder)
     kicker = " · ".join([results["recipe"], str(results["model"]), found.environment.get("started", "")[:10]])
     return _rendered(
         title=f"{short(told['system'])}: {results['task']}",

@@ -1,5 +1,6 @@
 """The sections of a run's page, each from what the run left; one that has nothing to tell is left out."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,20 @@ class Ended:
         comparison = self.results.get("comparison")
         return str(comparison["metric"]) if comparison else next(iter(self.results["scores"][self.judged]))
 
+    @functools.cached_property
+    def by_length(self) -> list[dict[str, float]]:
+        """Return scores of buckets of texts by their words; none where the run has no texts."""
+        if "by_source_length" in self.told:
+            return list(self.told["by_source_length"])
+        if "labels" in self.told:
+            texts = [" ".join([row["text"], row.get("text_pair", "")]) for row in self.rows]
+            return evaluation.by_length(self.judging.read(self.rows), texts)
+        if self.results["task"] != language_model.TASK:
+            return []
+        bits, size = (np.array([row[name] for row in self.rows], dtype=float) for name in ("bits", "bytes"))
+        parts = text_metrics.by_length([row["text"] for row in self.rows])
+        return [{**ends, "bits_per_byte": float(bits[rows].sum() / size[rows].sum())} for ends, rows in parts]
+
 
 def sections(found: Ended) -> list[Section]:
     """Return what the run has to tell below the first screen, in the order of reading."""
@@ -85,20 +100,6 @@ def sections(found: Ended) -> list[Section]:
     )  # fmt: skip
     parts = [Section(name, title, list(blocks(found))) for name, title, blocks in made]
     return [part for part in parts if part.blocks]
-
-
-def by_length(found: Ended) -> list[dict[str, float]]:
-    """Return scores of buckets of texts by their words; none where the run has no texts."""
-    if "by_source_length" in found.told:
-        return list(found.told["by_source_length"])
-    if "labels" in found.told:
-        texts = [" ".join([row["text"], row.get("text_pair", "")]) for row in found.rows]
-        return evaluation.by_length(found.judging.read(found.rows), texts)
-    if found.results["task"] != language_model.TASK:
-        return []
-    bits, size = (np.array([row[name] for row in found.rows], dtype=float) for name in ("bits", "bytes"))
-    parts = text_metrics.by_length([row["text"] for row in found.rows])
-    return [{**ends, "bits_per_byte": float(bits[rows].sum() / size[rows].sum())} for ends, rows in parts]
 
 
 def systems(found: Ended) -> dict[str, Mapping[str, Any]]:
@@ -289,7 +290,7 @@ def _confusion(labels: Sequence[str], matrix: np.ndarray) -> Iterator[Any]:
 
 
 def _length(found: Ended) -> Iterator[Any]:
-    buckets = by_length(found)
+    buckets = found.by_length
     if len(buckets) < FEW_MEASURED or len(found.rows) < FEW_ROWS:
         return
     metric = metric_of(buckets[0])
