@@ -249,6 +249,7 @@ def generate(
     num_return_sequences: Annotated[int | None, typer.Option("--num-return-sequences", help="texts a prompt")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help=STOP)] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="of what is drawn")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, or bfloat16, faster where native")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="print the text as it is written")] = False,
     quality: Annotated[
         bool, typer.Option("--quality", help="also tell how varied the texts are and what they copy from train")
@@ -274,7 +275,7 @@ def generate(
         "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "min_p": min_p, "typical_p": typical_p, "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram_size, "num_beams": num_beams, "length_penalty": length_penalty,
-        "num_return_sequences": num_return_sequences,
+        "num_return_sequences": num_return_sequences, "dtype": dtype,
     }  # fmt: skip
     reading = [f"generation.{name}={value}" for name, value in given.items() if value is not None]
     if stop:

@@ -6,19 +6,21 @@ function of seed, prompt and its number, whatever else is in the batch.
 Contrastive search is left out: transformers 5.23 has moved it into a repository whose code it would download and run.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
-from finetune import processes
+from finetune import cpu, processes
 from finetune.causal.model import Start
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
@@ -36,6 +38,8 @@ from finetune.seq2seq.search import (
 NOTHING = -1  # stands left of a history that is shorter than others; no token has this number
 COLDEST = 1e-30  # a float32 is 0 not far below
 TOKENS_AT_ONCE = {"cpu": 4_096, "cuda": 1 << 16}  # read and written, of all rows of a batch
+ROOM = 32  # tokens whose keys and values are made room for at once
+WORTH_PACKING = 64  # tokens written: packing weights takes as long as some steps save
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -70,6 +74,9 @@ class GenerationConfig:
     )
     stop_strings: list[str] = field(list, "a text ends before the first of these behind its first min_new_tokens")
     num_return_sequences: Positive = field(1, "texts written for a prompt")
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "numbers that are multiplied; bfloat16: faster where the hardware has it, texts may differ a little"
+    )
 
     @property
     def samples(self) -> bool:
@@ -174,7 +181,7 @@ class CausalDecoder:
             self._mask[row, longest - len(prompt) :] = True
         self._tokens, self._mask = self._tokens.to(network.device), self._mask.to(network.device)
         self._position = self._mask.sum(dim=1)  # (rows,) of the next token
-        self._cache = DynamicCache(config=network.config)
+        self._cache = _roomy(DynamicCache(config=network.config))
 
     def start(self) -> Tensor:
         places = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -215,7 +222,7 @@ class EncoderDecoder:
         self.before: Sequence[Sequence[int]] = [first_tokens(network)] * len(sources)
         self._source, self._mask = (part.to(network.device) for part in pad_and_mask(sources, 0))
         self._states = torch.empty(0)  # (rows, source, dim), once they are there
-        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._cache = EncoderDecoderCache(_roomy(DynamicCache()), DynamicCache())
 
     def start(self) -> Tensor:
         encoder = self.network.get_encoder()
@@ -256,6 +263,38 @@ def first_tokens(network: PreTrainedModel) -> list[int]:
 def decoder_of(network: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Decoder:
     """Return what writes with a model of either kind."""
     return (EncoderDecoder if network.config.is_encoder_decoder else CausalDecoder)(network, prompts)
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values (batch, heads, time, dim) of a layer, with room for more: each step writes its own alone."""
+
+    room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        """Add those of the newest tokens; return all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        known = self.get_seq_length()
+        total = known + key_states.shape[-2]
+        # Other rows than before, or fewer, have new tensors, without room.
+        if self.room is None or self.keys.data_ptr() != self.room[0].data_ptr() or total > self.room[0].shape[-2]:
+            shape = (*key_states.shape[:-2], total + ROOM, key_states.shape[-1])
+            self.room = (key_states.new_empty(shape), value_states.new_empty(shape))
+            if known:
+                self.room[0][..., :known, :] = self.keys
+                self.room[1][..., :known, :] = self.values
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[..., known:total, :] = states
+        self.keys, self.values = (room[..., :total, :] for room in self.room)
+        return self.keys, self.values
+
+
+def _roomy(cache: DynamicCache) -> DynamicCache:
+    """Give the layers that keep all tokens room to grow; those of a sliding window stay."""
+    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = _RoomyLayer
+    return cache
 
 
 def _bytes(cache: DynamicCache) -> int:
@@ -536,13 +575,15 @@ def write_rows(
     started = time.perf_counter()
     was_training = pen.network.training
     pen.network.eval()  # a training leaves dropout on
-    batches = list(_batches(coded, config, next(pen.network.parameters()).device.type))
+    device = next(pen.network.parameters()).device
+    batches = list(_batches(coded, config, device.type))
 
     def write_batch(batch: tuple[list[int], range]) -> tuple[list[list[Generated]], int]:
         rows = [coded[place] for place in batch[0]]
         return _generate(pen.decoder(rows), rows, _Rules(config, pen.end, seed, pen.decode, batch[1]), listen)
 
-    written = processes.shared(batches, write_batch)
+    with _arithmetic(pen.network, device, config, len(coded)):
+        written = processes.shared(batches, write_batch)
     found: list[list[Generated]] = [[] for _ in coded]
     for (places, _), (texts, _) in zip(batches, written, strict=True):
         for place, several in zip(places, texts, strict=True):
@@ -554,6 +595,19 @@ def write_rows(
         tokens=sum(len(one.tokens) for several in found for one in several),
         seconds=time.perf_counter() - started, cut=0, cache_bytes=max((most for _, most in written), default=0),
     )  # fmt: skip
+
+
+def _arithmetic(
+    network: nn.Module, device: torch.device, config: GenerationConfig, prompts: int
+) -> contextlib.AbstractContextManager[object]:
+    """Return the block in which a model writes: on a CPU with packed weights where several rows are read at once."""
+    rows = prompts * max(config.num_beams, config.num_return_sequences)
+    wanted = getattr(torch, config.dtype)
+    own = next(network.parameters()).dtype
+    if device.type == "cpu" and own == torch.float32:
+        pays = rows > 1 and rows * config.max_new_tokens >= WORTH_PACKING
+        return cpu.packed(network, wanted) if pays or wanted != own else contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted == torch.bfloat16)
 
 
 def predicted_rows(ids: Sequence[str], prompts: Sequence[str], written: Written) -> list[dict[str, Any]]:

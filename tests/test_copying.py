@@ -74,6 +74,7 @@ def test_the_loss_is_that_of_the_mixture_with_its_gradients(
     smoothing: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", at_once)
+    monkeypatch.setattr(loss, "FEWEST", 1)
     (hidden, weight, gate, looks), source, gold = parts()
     scores = looks.detach().log().requires_grad_()  # of padding -inf
     looks = scores.softmax(dim=1)

@@ -46,7 +46,7 @@ def batch() -> dict[str, Tensor]:
 def test_the_share_of_kept_elements_is_within_four_sigma(p: float) -> None:
     torch.manual_seed(0)
     count = 1_000_000
-    kept = int(cpu.keep_mask(torch.Size([1000, 1000]), p).sum())
+    kept = -int(cpu.keep_mask(torch.Size([1000, 1000]), p, torch.int16).sum())
     wanted = 1 - round(p * cpu.RESOLUTION) / cpu.RESOLUTION
     assert abs(kept - wanted * count) <= 4 * math.sqrt(count * wanted * (1 - wanted))
     assert wanted == pytest.approx(1 - p, abs=1 / cpu.RESOLUTION)
@@ -54,7 +54,7 @@ def test_the_share_of_kept_elements_is_within_four_sigma(p: float) -> None:
 
 def test_neighbours_in_a_mask_are_independent() -> None:
     torch.manual_seed(0)
-    mask = cpu.keep_mask(torch.Size([1_000_000]), 0.5).double() - 0.5
+    mask = cpu.keep_mask(torch.Size([1_000_000]), 0.5, torch.int32).double() + 0.5
     for lag in (1, 2, 3, 4, 8):
         correlation = float((mask[lag:] * mask[:-lag]).mean() / 0.25)
         assert abs(correlation) < 4 / math.sqrt(len(mask))
@@ -63,12 +63,12 @@ def test_neighbours_in_a_mask_are_independent() -> None:
 def test_a_mask_is_a_function_of_torchs_seed() -> None:
     def mask(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return cpu.keep_mask(torch.Size([7, 11]), 0.5)
+        return cpu.keep_mask(torch.Size([7, 11]), 0.5, torch.int32)
 
     assert torch.equal(mask(1), mask(1))
     assert not torch.equal(mask(1), mask(2))
     torch.manual_seed(1)
-    first, second = (cpu.keep_mask(torch.Size([7, 11]), 0.5) for _ in range(2))
+    first, second = (cpu.keep_mask(torch.Size([7, 11]), 0.5, torch.int32) for _ in range(2))
     assert not torch.equal(first, second)
 
 

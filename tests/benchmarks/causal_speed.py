@@ -1,16 +1,17 @@
 """GPT-2 beside transformers: the training of a small one, and greedy writing with the shape of GPT-2 small.
 
     python tests/benchmarks/causal_speed.py training --data TEXT [--updates 12] [--repeats 3]
-    python tests/benchmarks/causal_speed.py writing [--prompts 32] [--new-tokens 32] [--repeats 3]
+    python tests/benchmarks/causal_speed.py writing [--prompts 64] [--new-tokens 32] [--batch 16] [--repeats 3]
 
 `training`: 6 layers 256 wide, 4,096 tokens an update. transformers.Trainer has its causal collator and the same
 blocks without padding, as its example script run_clm.py makes them: its best configuration on a CPU. There a document
 sees those before it in its block, here it does not.
 
 `writing`: random weights never end a text, so both write every token. `alike`: prompts of one length. `ragged`: of 8 to
-128 tokens, which transformers' generate gets in their order, 16 at once, padded on the left; `finetune` sorts them. The
-texts must be the same. Beside it stand the bytes of weights that one step reads over the bandwidth that a sum of as
-many bytes reaches: no program that reads all weights in each step is faster.
+128 tokens, which transformers' generate gets in their order, `--batch` at once, padded on the left; `finetune` sorts
+them and chooses how many it takes. The texts must be the same. In bfloat16 transformers' model is one of bfloat16, and
+the texts may differ. Beside it stand two limits of a step in fp32: the bytes of weights over the bandwidth that a sum
+of as many bytes reaches, and its multiplications over the rate of a large product.
 
 The systems alternate, ratios are of processor time, which other programs disturb less than the clock on the wall.
 """
@@ -21,7 +22,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +36,13 @@ from finetune import hardware
 from finetune.causal import model, packing, tokenizer
 from finetune.causal.model import ShapeConfig
 from finetune.causal.tokenizer import TextEncoder, VocabularyConfig
-from finetune.cpu import prepare
+from finetune.cpu import packed, prepare
 from finetune.generation import CausalDecoder, GenerationConfig, Pen, write_rows
 from finetune.run import Run
 from finetune.trainer import TrainConfig, Trainer
 
 TOKENS = 4_096
 LINES = 20  # of a document
-BATCH = 16  # prompts that transformers' generate gets at once
 END = 50_256
 
 
@@ -54,16 +56,15 @@ def main() -> None:
     training.add_argument("--max-length", type=int, default=256)
     training.add_argument("--precision", choices=["no", "bf16"], default="no", help="of both")
     writing = kinds.add_parser("writing")
-    writing.add_argument("--prompts", type=int, default=32)
+    writing.add_argument("--prompts", type=int, default=64)
     writing.add_argument("--new-tokens", type=int, default=32)
+    writing.add_argument("--batch", type=int, default=16, help="prompts that transformers' generate gets at once")
     for kind in (training, writing):
         kind.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     transformers.logging.set_verbosity_error()
     (compare_training if asked.kind == "training" else compare_writing)(asked)
-    print(
-        f"fp32 on {hardware.describe(use_cpu=True)}, {torch.get_num_threads()} threads, load {hardware.load_average()}"
-    )
+    print(f"on {hardware.describe(use_cpu=True)}, {torch.get_num_threads()} threads, load {hardware.load_average()}")
 
 
 def alternate(what: str, ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> float:
@@ -152,32 +153,47 @@ def compare_writing(asked: argparse.Namespace) -> None:
     """Write the same texts with both."""
     torch.manual_seed(1)
     network = GPT2LMHeadModel(GPT2Config()).eval()
-    prepare(network)
+    half = GPT2LMHeadModel(GPT2Config()).eval()
+    half.load_state_dict(network.state_dict())
+    half = half.to(torch.bfloat16)
+    for model_ in (network, half):
+        prepare(model_)
     random = np.random.default_rng(1)
     ragged = np.exp(random.uniform(np.log(8), np.log(129), asked.prompts)).astype(int)
     for name, lengths in (("alike", np.full(asked.prompts, 32)), ("ragged", ragged)):
         prompts = [random.integers(0, END, length).tolist() for length in lengths]
-        assert ours_written(network, prompts, asked.new_tokens) == theirs_written(network, prompts, asked.new_tokens)
+        told = (prompts, asked.new_tokens)
+        assert ours_written(network, "float32", *told) == theirs_written(network, asked.batch, *told)
+        for ours, theirs in (("float32", network), ("bfloat16", half), ("bfloat16", network)):
+            given = str(theirs.dtype).removeprefix("torch.")
 
-        def rate(write: Callable[..., object], prompts: list[list[int]] = prompts) -> float:
-            began = time.process_time()
-            write(network, prompts, asked.new_tokens)
-            return float(len(prompts) * asked.new_tokens / (time.process_time() - began))
+            def rate(write: Callable[[], object], count: int = len(prompts) * asked.new_tokens) -> float:
+                began = time.process_time()
+                write()
+                return float(count / (time.process_time() - began))
 
-        alternate(name, lambda: rate(ours_written), lambda: rate(theirs_written), asked.repeats)
+            def one(dtype: str = ours, told: tuple[list[list[int]], int] = told) -> float:
+                return rate(lambda: ours_written(network, dtype, *told))
+
+            def other(model_: GPT2LMHeadModel = theirs, told: tuple[list[list[int]], int] = told) -> float:
+                return rate(lambda: theirs_written(model_, asked.batch, *told))
+
+            alternate(f"{name}, {ours} beside {given}", one, other, asked.repeats)
     weights = sum(weight.numel() * weight.element_size() for weight in network.parameters())
-    bandwidth = read_rate(weights)
+    products = 2 * (weights / 4 - network.transformer.wpe.weight.numel())
+    bandwidth, peak = read_rate(weights), matmul_rate()
     print(
-        f"weights {weights / 1e6:.0f} MB, read at {bandwidth / 1e9:.1f} GB/s: {1e3 * weights / bandwidth:.0f} ms a step"
+        f"a step in fp32 reads {weights / 1e6:.0f} MB at {bandwidth / 1e9:.1f} GB/s: {1e3 * weights / bandwidth:.0f} "
+        f"ms, and multiplies {products / 1e9:.2f} GFLOP a row at {peak / 1e9:.0f} GFLOP/s: "
+        f"{1e3 * products / peak:.2f} ms"
     )
-    for batch in (1, 8, 32):
-        seconds = step_seconds(network, batch)
-        print(
-            f"a step of {batch} rows: {1e3 * seconds:.0f} ms, {weights / bandwidth / seconds:.0%} of it reading weights"
-        )
+    for dtype in ("float32", "bfloat16"):
+        for batch in (1, 8, 16, 32, 64):
+            with packed(network, getattr(torch, dtype)) if batch > 1 or dtype != "float32" else nullcontext():
+                print(f"a step of {batch} rows in {dtype}: {1e3 * step_seconds(network, batch):.0f} ms")
 
 
-def ours_written(network: GPT2LMHeadModel, prompts: list[list[int]], count: int) -> list[list[int]]:
+def ours_written(network: GPT2LMHeadModel, dtype: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
     """Return the tokens that finetune writes, its end-of-text left in as text."""
     texts: list[list[int]] = []
 
@@ -186,15 +202,15 @@ def ours_written(network: GPT2LMHeadModel, prompts: list[list[int]], count: int)
         return ""
 
     pen = Pen(network, lambda rows: CausalDecoder(network, rows), -1, keep)  # -1: nothing ends a text
-    write_rows(pen, prompts, GenerationConfig(temperature=0, max_new_tokens=count), 1)
+    write_rows(pen, prompts, GenerationConfig(temperature=0, max_new_tokens=count, dtype=dtype), 1)
     return texts
 
 
-def theirs_written(network: GPT2LMHeadModel, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """Return the tokens that transformers' generate writes, 16 prompts at once."""
+def theirs_written(network: GPT2LMHeadModel, batch: int, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """Return the tokens that transformers' generate writes, `batch` prompts at once."""
     texts: list[list[int]] = []
-    for start in range(0, len(prompts), BATCH):
-        rows = prompts[start : start + BATCH]
+    for start in range(0, len(prompts), batch):
+        rows = prompts[start : start + batch]
         longest = max(map(len, rows))
         tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
