@@ -235,6 +235,8 @@ def generate(
         had = f"{count(len(prompts), 'prompt')}, {each}"
         needs = "give one prompt, --num-return-sequences 1 and --num-beams 1"
         raise UserError(Exit.USAGE, f"--stream shows one text as it is written, and not {had}\n{needs}")
+    if settings.dtype == "bfloat16" and (warning := hardware.choose_precision("bf16", use_cpu=False).warning):
+        folder.say("warning", warning)
     start = language_models.load_trained(folder.model)
     completes = config.data.has_prompts
     after = config.data.between if completes else ""

@@ -53,7 +53,7 @@ def packed(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     memory of the weights again, half of it in bfloat16; all but the products stays in the model's own numbers.
     """
     layers = [one for one in model.modules() if type(one) in (nn.Linear, Conv1D) and one.weight.device.type == "cpu"]
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():
         layers = []
     try:
         for layer in layers:
@@ -64,8 +64,9 @@ def packed(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             vars(layer).pop("forward", None)  # what hides the class's own
 
 
-def _packed_forward(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    weight, bias = layer.weight.detach(), layer.bias
+def _packed_forward(layer: nn.Linear | Conv1D, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    weight: Tensor = layer.weight.detach()
+    bias: Tensor | None = layer.bias
     turned = weight.t() if isinstance(layer, Conv1D) else weight  # (out, in)
     order = torch.ops.mkldnn._reorder_linear_weight(turned.to(dtype).contiguous(), PACKED_FOR)
     added = None if bias is None else bias.detach().to(dtype)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from finetune import cpu, processes
+from finetune import cpu, hardware, processes
 from finetune.causal.model import Start
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import configclass, field
@@ -268,6 +268,8 @@ def decoder_of(network: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> De
 class _RoomyLayer(DynamicLayer):
     """Keys and values (batch, heads, time, dim) of a layer, with room for more: each step writes its own alone."""
 
+    keys: Tensor
+    values: Tensor
     room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
@@ -602,9 +604,8 @@ def _arithmetic(
 ) -> contextlib.AbstractContextManager[object]:
     """Return the block in which a model writes: on a CPU with packed weights where several rows are read at once."""
     rows = prompts * max(config.num_beams, config.num_return_sequences)
-    wanted = getattr(torch, config.dtype)
-    own = next(network.parameters()).dtype
-    if device.type == "cpu" and own == torch.float32:
+    wanted, own = getattr(torch, config.dtype), next(network.parameters()).dtype
+    if device.type == "cpu" and own == torch.float32 and (wanted == own or hardware.cpu_has_bf16()):
         pays = rows > 1 and rows * config.max_new_tokens >= WORTH_PACKING
         return cpu.packed(network, wanted) if pays or wanted != own else contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted == torch.bfloat16)

@@ -235,3 +235,36 @@ def test_a_model_that_was_prepared_and_then_moved_uses_the_dropout_of_its_device
     module = nn.Module()
     context, _ = cpu.attention(module, elsewhere, elsewhere, elsewhere, None, dropout=0.5)
     assert context.device.type == "meta"
+
+
+# Packed weights
+
+PACKED = [(torch.float32, 1e-5)]
+if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # finetune asks before it packs
+    PACKED.append((torch.bfloat16, 3e-2))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PACKED)
+@pytest.mark.parametrize("kind", ["Conv1D", "Linear"])
+def test_packed_weights_multiply_as_the_weights_do(
+    kind: str, dtype: torch.dtype, tolerance: float, tiny_model: Path
+) -> None:
+    model = (gpt2() if kind == "Conv1D" else loaded(tiny_model)).eval()
+    names = [name for name, _ in model.named_parameters()]
+    with torch.inference_mode():
+        expected = model(**batch()).logits
+        with cpu.packed(model, dtype):
+            assert [name for name, _ in model.named_parameters()] == names
+            assert sum("forward" in vars(module) for module in model.modules()) >= 8
+            found = model(**batch()).logits
+        after = model(**batch()).logits
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, rtol=0, atol=tolerance)
+    assert torch.equal(after, expected)
+
+
+def test_weights_are_as_before_when_a_packed_forward_fails() -> None:
+    model = gpt2().eval()
+    with pytest.raises(RuntimeError), torch.inference_mode(), cpu.packed(model, torch.float32):
+        model.transformer.h[0].attn.c_attn(torch.zeros(3, 7))
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -1,5 +1,6 @@
 """Writing: as transformers does it, alone as in a batch, by the seed alone, within its rules."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -22,10 +23,11 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import MinPLogitsWarper, TypicalLogitsWarper
 
 from finetune import config as configuration
-from finetune import generation
+from finetune import cpu, generation, hardware
 from finetune.causal.model import Start, load_trained
 from finetune.errors import Exit, UserError
 from finetune.generation import Generated, GenerationConfig, Pen, keep_at_least, keep_typical, write
@@ -318,6 +320,42 @@ def test_nothing_is_dropped_while_a_model_in_training_writes(start: Start) -> No
     finally:
         network.eval()
     assert (found.texts, found.scores) == (expected.texts, expected.scores)
+
+
+def test_keys_and_values_with_room_are_those_that_are_put_together() -> None:
+    plain, roomy = DynamicLayer(), generation._RoomyLayer()
+    draw = torch.Generator().manual_seed(0)
+    for length, rows in ((5, [0, 1, 2]), (1, [2, 0, 1]), (generation.ROOM, [1, 1]), (3, [0]), (1, [0]), (1, [0])):
+        states = torch.randn(2, plain.keys.shape[0] if plain.is_initialized else 3, 2, length, 4, generator=draw)
+        expected, found = (layer.update(states[0], states[1]) for layer in (plain, roomy))
+        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+        assert plain.get_seq_length() == roomy.get_seq_length()
+        if len(rows) != len(found[0]) or rows != sorted(rows):
+            for layer in (plain, roomy):
+                layer.batch_select_indices(torch.tensor(rows))
+    assert roomy.room is not None
+    assert found[0].data_ptr() == roomy.room[0].data_ptr()  # a step writes its own alone
+
+
+def test_texts_with_numbers_of_bfloat16_are_nearly_as_likely(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[torch.dtype] = []
+
+    def packed(network: torch.nn.Module, dtype: torch.dtype) -> Any:
+        kinds.append(dtype)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(cpu, "packed", packed)
+    monkeypatch.setattr(generation, "WORTH_PACKING", 1)
+    exact = write(start, ["ab", "c"], GenerationConfig(max_new_tokens=40, temperature=0), 1)
+    half = GenerationConfig(max_new_tokens=40, temperature=0, dtype="bfloat16")
+    rounded = write(start, ["ab", "c"], half, 1)  # by a CPU that has no such products
+    assert rounded.scores != exact.scores
+    assert rounded.scores[0][0] == pytest.approx(exact.scores[0][0], rel=0.05)
+    assert kinds == [torch.float32]
+    write(start, ["ab"], GenerationConfig(max_new_tokens=40, temperature=0), 1)  # a single row gains nothing
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: True)
+    write(start, ["ab"], half, 1)
+    assert kinds == [torch.float32, torch.bfloat16]
 
 
 def test_weights_that_are_not_finite_are_an_error(network: PreTrainedModel) -> None:

@@ -290,9 +290,11 @@ def test_texts_are_printed_before_they_are_described(pretrained_run: Ended, monk
 def test_generate_cuts_a_long_prompt_with_a_notice_and_refuses_what_cannot_be(pretrained_run: Ended) -> None:
     folder = pretrained_run[0]
     assert "1 prompt cut on the left" in done("generate", folder, "--prompt", "the cat " * 60).err
+    assert "no bf16 instructions" in done("generate", folder, "--prompt", "the cat", "--dtype", "bfloat16").err
     for options, message in (
         (("--temperature", -1), "temperature"),
         (("--top-p", 0), "top_p"),
+        (("--dtype", "int8"), "dtype"),
         (("--max-new-tokens", 65), "max_new_tokens=65 is more than the 64 tokens"),
         (("--stream", "--num-beams", 2), "not 1 prompt, 1 text each, 2 beams"),
         (("--stream", "--num-return-sequences", 3), "give one prompt, --num-return-sequences 1 and --num-beams 1"),
