@@ -3,7 +3,7 @@
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -136,7 +136,7 @@ def going_on(run: Run, config: Any, configure: Callable[[Sequence[str]], Any]) -
     return Writing((began.temperature, began.top_p, began.max_new_tokens, config.seed), write)
 
 
-def _streamed(write: Callable[[Callable[[str], None]], object]) -> Iterator[str]:
+def _streamed(write: Callable[[Callable[[str], None]], object]) -> Generator[str, None, None]:
     """Yield the text so far as often as `write` tells a piece of it; it ends where nobody listens any more."""
     pieces: queue.Queue[str | Exception | None] = queue.Queue()
     left = threading.Event()

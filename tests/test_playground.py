@@ -51,7 +51,8 @@ def served(folder: Path, runs: list[Path]) -> Iterator[tuple[subprocess.Popen[st
     )
     try:
         assert process.stdout is not None
-        found, text = [], ""
+        found: list[str] = []
+        text = ""
         while len(found) < len(runs) and (line := process.stdout.readline()):
             text += line
             found = re.findall(r'"url": "(.*)"', text)

@@ -62,7 +62,12 @@ def test_a_text_is_labelled_as_predict_labels_it_and_cuts_are_told(labelled: Pat
 
 def test_the_model_is_loaded_once(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads, real = [], classifier.load_trained
-    monkeypatch.setattr(classifier, "load_trained", lambda folder: loads.append(folder) or real(folder))
+
+    def counted(folder: Path) -> classifier.Classifier:
+        loads.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(classifier, "load_trained", counted)
     page = asked(labelled)
     assert page.answer(["a card"]).text == page.answer(["a card"]).text
     assert len(loads) == 1
