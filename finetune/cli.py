@@ -337,6 +337,36 @@ def explain(
 
 
 @app.command()
+def playground(
+    run: Annotated[str, typer.Argument(help="folder of a run, or of a model, or mini-gpt2")],
+    host: Annotated[str, typer.Option("--host", help="address to serve; another one lets others in")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="default: 7860, or the next that is free; 0: any")
+    ] = None,
+    browse: Annotated[bool, typer.Option("--open", help="show the page in the browser of this machine")] = False,
+    as_json: Json = False,
+) -> None:
+    """Try a run in the browser, on a page for this machine alone, until Ctrl-C.
+
+    finetune playground runs/x
+    finetune playground mini-gpt2 --port 8000 --open
+    """
+    _quiet_environment()
+    from finetune import commands, terminal
+
+    served = commands.playground(run, host, port)
+    _print_json({"url": served.url}) if as_json else _print(terminal.line("page", f"{served.url} · Ctrl-C ends it"))
+    sys.stdout.flush()
+    if not served.is_private:
+        terminal.say(terminal.line("warning", f"--host {host}: everybody who can reach this machine can use the page"))
+    if browse:
+        import webbrowser
+
+        webbrowser.open(served.url)
+    served.run()
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
     output: Annotated[str, typer.Option("--output", help="folder to write")],

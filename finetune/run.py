@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +32,7 @@ OWN_NAMES = (
     "checkpoints", "model", "predictions", "explain", "budget", "pictures", "rows",
 )  # fmt: skip
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
+Model = TypeVar("Model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Run:
         self._lock: FileLock | None = None
         self._log: list[str] | None = []  # lines said before the folder exists
         self._model = self.folder / "model"
+        self._loaded: Any = None
         if crew.is_main:
             self._check_free()
 
@@ -82,7 +84,7 @@ class Run:
         path = Path(folder)
         run = cls.__new__(cls)
         run.folder, run._model, run._quiet, run.crew = path, path / "model", False, ALONE
-        run._log = []  # what is said of a finished run is not written into it
+        run._log, run._loaded = [], None  # what is said of a finished run is not written into it
         if not (path / "config.yaml").is_file():
             if not (path / "config.json").is_file():
                 what = "is neither a run nor a model folder" if path.is_dir() else "no such folder"
@@ -250,6 +252,18 @@ class Run:
                 shutil.rmtree(folder, ignore_errors=True)
 
     # Reading
+
+    def loaded(self, load: Callable[[Path], Model]) -> Model:
+        """Return what `load` makes of model/: made once for this object, to be asked, never trained."""
+        if self._loaded is None:
+            self._loaded = load(self.model)
+        found: Model = self._loaded
+        return found
+
+    def heard(self) -> list[str]:
+        """Return what was said of a finished run since the last question, without the time, and forget it."""
+        lines, self._log = self._log or [], []
+        return [text.partition(" ")[2] for text in lines]
 
     def results(self) -> dict[str, Any]:
         """Return results.json; raises UserError where the run did not end."""

@@ -91,7 +91,7 @@ def evaluate(config: Config, run: Run, data: Split) -> Tally:
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Go on from each text, or write the completion of each prompt: one row each, in order."""
-    start = load_trained(run.model)
+    start = run.loaded(load_trained)
     prompts = routes.prompts_of(inputs, config.data)
     completes = config.data.has_prompts
     written = generation.write(start, prompts, config.generation, config.seed, completes=completes)

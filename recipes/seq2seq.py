@@ -104,7 +104,7 @@ def evaluate(config: Config, run: Run, data: Split) -> TextPredictions:
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Write a text for each source: one row each, in order; `hypotheses` are the n best where several are asked for."""
-    parts = networks.load(run.model)
+    parts = run.loaded(networks.load)
     lengths = networks.Lengths.of(config)
     encoded = networks.encode(inputs, parts.vocabularies, lengths, "truncate", with_targets=False)
     opening.say_cut(run, encoded.long, len(inputs), config.max_source_length, "truncate")
@@ -114,7 +114,7 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
 
 def explain(config: Config, run: Run, source: str, target: str | None = None) -> Explanation:
     """Write a text for a source, or take `target` for it, and show where each of its tokens looked."""
-    parts = networks.load(run.model)
+    parts = run.loaded(networks.load)
     settings = networks.resolve(config.train, parts, "loss")
     write = partial(networks.write, parts, search=config.search, config=settings, seed=config.seed)
     return explained(parts, source, target, networks.Lengths.of(config), write)

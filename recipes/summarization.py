@@ -114,7 +114,7 @@ def evaluate(config: Config, run: Run, data: Split) -> TextPredictions:
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Write a text for each source: one row each, in order; `hypotheses` are all where several are asked for."""
-    model, on_long = families.load(config, run.model), config.data.on_long
+    model, on_long = run.loaded(lambda folder: families.load(config, folder)), config.data.on_long
     written = writer.write(model, inputs, on_long, config.generation, config.seed)
     report.say_written(run, written.cut, len(inputs), model.lengths.source, on_long)
     return predicted_rows(inputs.ids(), inputs.sources(), written)

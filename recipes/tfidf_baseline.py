@@ -73,13 +73,13 @@ def train(config: Config, run: Run) -> dict[str, Any]:
 
 def evaluate(config: Config, run: Run, data: Split) -> evaluation.Predictions:
     """Score the fitted baseline on labelled data that training never saw."""
-    model = baselines.TfidfModel.load(run.model)
+    model = run.loaded(baselines.TfidfModel.load)
     labels = LabelMap(model.labels, model.multi_label)
     return judge(data, labels.encode(data), model.predict_proba(data.texts(), data.pairs()), labels)
 
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Label texts: one row each, in order, with a probability for every label."""
-    model = baselines.TfidfModel.load(run.model)
+    model = run.loaded(baselines.TfidfModel.load)
     probabilities = model.predict_proba(inputs.texts(), inputs.pairs())
     return predicted_rows(inputs, probabilities, LabelMap(model.labels, model.multi_label))

@@ -7,7 +7,7 @@ the rows of any readers. Sources with targets are in `finetune.data.sequences`.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -269,8 +269,10 @@ def open_files(files: str | list[str], wanted: Wanted) -> list[Source]:
     return [open_file(file, wanted) for file in as_list(files)]
 
 
-def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"] = "text") -> Split:
-    """Make a split without labels or targets of lines of text, e.g. from standard input.
+def from_lines(
+    name: str, lines: Iterable[str], column: Literal["text", "source"] = "text", pairs: Sequence[str] | None = None
+) -> Split:
+    """Make a split without labels or targets of lines of text, e.g. from standard input; `pairs` are second texts.
 
     Raises UserError (65) for an empty line.
     """
@@ -286,11 +288,12 @@ def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"
         {
             "id": pa.array([str(number) for number in numbers], pa.string()),
             column: pa.array(texts, pa.string()),
+            **({} if pairs is None else {"text_pair": pa.array(pairs, pa.string())}),
             "file": pa.array([0] * len(texts), pa.int16()),
             "line": pa.array([number + 1 for number in numbers], pa.int32()),
         }
     )
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*texts, *(pairs or [])]).encode()).hexdigest()
     rows = datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16])
     return Split(name, rows, (name,), {name: digest}, numbered=True)
 

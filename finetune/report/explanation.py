@@ -3,13 +3,17 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune.explain import Explanation
 from finetune.report import pictures
+from finetune.run import Run
 from finetune.terminal import HEAD_WIDTH, line, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DRAWN_TOKENS = 80  # a side; a wider picture is read by no one
 TITLE_WIDTH = 60
@@ -19,21 +23,35 @@ LOOKED_AT = 3  # source tokens named for each token
 LEAST = 0.1  # share of the ones after the first
 
 
+def say_cut(run: Run, config: Any, found: Explanation) -> None:
+    """Tell what was longer than the model takes, by the settings of its recipe."""
+    for side in found.cut:
+        longest = {"source": config.max_source_length, "target": config.max_target_length}[side]
+        run.say("note", f"the {side} is cut at {longest} tokens")
+
+
 def draw(found: Explanation, path: Path) -> str | None:
     """Write the picture; return what it leaves out of a long pair, None where it shows all."""
+    figure, left_out = drawn(found)
+    pictures.save_svg(figure, path)
+    return left_out and f"{left_out}; --json has all"
+
+
+def drawn(found: Explanation) -> tuple["Figure", str | None]:
+    """Return the picture, and what it leaves out of a long pair, None where it shows all."""
     columns = _most_looked_at(found.weights)
     rows = min(len(found.target_tokens), DRAWN_TOKENS)
     source = [found.source_tokens[column] for column in columns]
     flat = printable(" ".join(found.source.split()))
     title = flat if len(flat) <= TITLE_WIDTH else flat[: TITLE_WIDTH - 1] + "…"
     weights = found.weights[:rows, columns]
-    pictures.save_svg(pictures.alignment(source, found.target_tokens[:rows], weights, title), path)
+    figure = pictures.alignment(source, found.target_tokens[:rows], weights, title)
     left_out = []
     if len(source) < len(found.source_tokens):
         left_out.append(f"the {len(source)} of {len(found.source_tokens)} source tokens that were looked at most")
     if rows < len(found.target_tokens):
         left_out.append(f"the first {rows} of {len(found.target_tokens)} target tokens")
-    return f"the picture shows {' and '.join(left_out)}; --json has all" if left_out else None
+    return figure, f"the picture shows {' and '.join(left_out)}" if left_out else None
 
 
 def explanation_lines(found: Explanation, picture: Path) -> list[str]:

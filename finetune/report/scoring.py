@@ -40,7 +40,7 @@ def _classify(
     run: Run, data: Split, settings: TrainConfig, max_length: int, on_long: OnLong
 ) -> tuple[LabelMap, np.ndarray]:
     """Return the labels of a run's classifier and the probabilities of each row, (rows, labels)."""
-    parts = classifier.load_trained(str(run.model))
+    parts = run.loaded(classifier.load_trained)
     max_length = min(max_length, parts.context)
     encoded = encode(data, parts.tokenizer, max_length, on_long)
     say_cut(run, encoded.long, len(data), max_length, on_long)

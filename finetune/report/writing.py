@@ -1,16 +1,16 @@
 """What a language model writes: some texts after training beside human ones, their figures, what writing took."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from finetune import generation, text_quality
+from finetune import generation, hardware, text_quality
 from finetune.causal import perplexity, routes
-from finetune.causal.model import Start
+from finetune.causal.model import Start, load_trained
 from finetune.causal.routes import Judge, Reading
 from finetune.causal.tokenizer import TextEncoder
 from finetune.data.columns import Split
@@ -34,6 +34,19 @@ class Sampling:
     texts: int
     config: GenerationConfig
     seed: int
+
+
+def go_on(run: Run, config: Any, prompts: Sequence[str], tell: Callable[[str], None] | None = None) -> Written:
+    """Go on from prompts with the model of a run, loaded once, as `config` says; `tell` as in `generation.write`."""
+    completes = config.data.has_prompts
+    after = config.data.between if completes else ""
+    given = [prompt + after if prompt else "" for prompt in prompts]
+    if config.generation.dtype == "bfloat16" and (warning := hardware.choose_precision("bf16", use_cpu=False).warning):
+        run.say("warning", warning)
+    start = run.loaded(load_trained)
+    written = generation.write(start, given, config.generation, config.seed, tell, completes=completes)
+    say_written(run, written, config.generation.max_new_tokens)
+    return written
 
 
 def say_written(run: Run, written: Written, longest: int) -> None:
