@@ -3,17 +3,16 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune import evaluation, text_metrics
-from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.report import language_model, pictures
 from finetune.report.advice import metric_of, short
 from finetune.report.blocks import Cell, Code, Example, Facts, Findings, Folded, Image, Picture, Section, Table, Words
 from finetune.report.budget import budget_figure
+from finetune.report.card import licences
 from finetune.report.diagnosis import LABELS, correlation_text
 from finetune.report.matrix import NONE, grid, table, verdict_sentence
 from finetune.report.pictures import Series
@@ -457,8 +456,8 @@ def _made(found: Ended) -> Iterator[Any]:
         yield Code("The command that made it", place["command"])
     yield Code("The same again", f"finetune train --config {found.folder}/config.yaml output_dir=...")
     told, seconds = found.told, found.results["seconds"]
-    facts = [("model", str(found.results["model"])), ("licence of the model", _licence(found.config.get("model")))]
-    facts.append(("licence of the data", _data_licence(found.environment.get("data_sha256", {}))))
+    facts = [("model", str(found.results["model"]))]
+    facts += [(f"licence of the {what}", named) for what, named in licences(found.config, place).items()]
     if "parameters" in told:
         facts.append(("parameters", f"{told['parameters']:,}"))
     facts += [(f"seconds, {name}", duration(value)) for name, value in seconds.items()]
@@ -472,26 +471,6 @@ def _made(found: Ended) -> Iterator[Any]:
         yield Words(f"Versions: {versions}.")
     settings = [[Cell(name), Cell("" if value is None else str(value))] for name, value in found.config.items()]
     yield Folded("Every setting", [Table("config.yaml", ["setting", "value"], settings)])
-
-
-def _licence(model: Any) -> str:
-    """Return the licence that a model's card names, where the model is a folder on this machine."""
-    folder = shipped(f"checkpoints/{model}") if model in CHECKPOINTS else Path(str(model))
-    card = folder / "README.md"
-    if model is None:
-        return "made from random weights: yours"
-    if not card.is_file():
-        return "not known to this run: see the card of the model"
-    front = card.read_text(encoding="utf-8", errors="replace").split("---\n")[1:2]
-    named = [text.partition(":")[2].strip() for text in "".join(front).splitlines() if text.startswith("license:")]
-    return named[0] if named else "the card of the model names none"
-
-
-def _data_licence(files: Mapping[str, str]) -> str:
-    """Return the licence of the data where all of it came with the project."""
-    home = shipped("tickets").parent
-    own = bool(files) and all(Path(file).absolute().parent.parent == home for file in files)
-    return "Apache-2.0 (came with finetune)" if own else "not known to this run"
 
 
 def _score_cell(metric: str, score: Mapping[str, float] | None) -> Cell:
