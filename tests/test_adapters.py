@@ -203,6 +203,14 @@ def test_several_adapters_stand_on_one_base(run: Path, tiny_model: Path) -> None
     assert rows[0] == rows[2] != rows[1]
 
 
+def test_a_dry_run_expects_the_disk_that_an_adapter_takes(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    command = ["train", "--config", run / "config.yaml", f"output_dir={tmp_path / 'x'}", "--dry-run", "--json"]
+    expected = done(*command).json["disk_bytes"]
+    taken = sum(tensor.nbytes for path in run.rglob("*.safetensors") for tensor in load_file(path).values())
+    assert 0.99 * taken < expected < 2 * taken  # AdamW also counts its steps
+    assert expected < (tiny_model / "model.safetensors").stat().st_size  # the base is not saved again
+
+
 def test_export_merges_and_proves_it(run: Path, tmp_path: Path) -> None:
     out = done("export", run, "--merge", "--output", tmp_path / "merged").out
     assert "24 texts compared" in out
