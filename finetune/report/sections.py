@@ -400,29 +400,24 @@ def _data(found: Ended) -> Iterator[Any]:
     if hashes:
         rows = [[Cell(name), Cell(digest)] for name, digest in hashes.items()]
         yield Table("Files", ["file", "sha256"], rows)
-    if "labels" in told and "matrix" not in found.results and found.config.get("data.train"):
-        files = " ".join(
-            f"data.{name}={found.config[f'data.{name}']}" for name in ("train", "validation", "test")
-            if isinstance(found.config.get(f"data.{name}"), str)
-        )  # fmt: skip
-        yield Code(
-            "To examine the files once more, near duplicates and telling words included", f"finetune check {files}"
-        )
 
 
 def _doctor(found: Ended) -> Iterator[tuple[str, str]]:
-    """Return what the run itself knows of its data, as the data doctor would say it."""
+    """Return what the data doctor said of a run that labels, then what the run itself knows of its data."""
     told, rows = found.told, found.told["rows"]
-    if "leaked_rows" in told:
-        leaked = {name: number for name, number in told["leaked_rows"].items() if number}
-        for name, number in leaked.items():
+    findings = [one for one in told.get("findings", []) if one["check"] != "resolution"]  # the run's own is told below
+    for one in findings:
+        yield one["level"], one["message"] + (f" → {one['action']}" if one["action"] else "")
+    leaks = {name: number for name, number in told.get("leaked_rows", {}).items() if name not in rows or not findings}
+    for name, number in leaks.items():
+        if number:
             of = f" ({100 * number / rows[name]:.1f} %)" if rows.get(name) else ""
             yield "warning", f"{count(number, f'{name} text')} also in train{of}"
-        if not leaked:
-            yield "good", "no text of validation or test stands in train"
-    skipped = {name: number for name, number in told.get("skipped_rows", {}).items() if number}
-    for name, number in skipped.items():
-        yield "warning", f"{count(number, 'row')} of {name} with an empty field left out"
+    if leaks and not any(leaks.values()):
+        yield "good", "no text of validation or test stands in train"
+    for name, number in told.get("skipped_rows", {}).items():
+        if number and not findings:
+            yield "warning", f"{count(number, 'row')} of {name} with an empty field left out"
     long = told.get("long_rows", {})
     if "max_length" in long:
         cut = {name: number for name, number in long.items() if name in rows and number}
