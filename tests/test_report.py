@@ -90,7 +90,7 @@ def test_a_baseline_that_cost_nothing_is_no_divisor(results: dict[str, Any]) -> 
 
 def test_a_model_that_was_faster_than_the_baseline_is_said_to_be(results: dict[str, Any]) -> None:
     results["baseline"]["seconds"]["train"] = 3 * results["seconds"]["train"]
-    assert "It was 3 times as fast to train (" in verdict_text(results)
+    assert "It trained 3 times as fast (" in verdict_text(results)
 
 
 def test_the_verdict_names_what_it_was_judged_on(results: dict[str, Any]) -> None:
