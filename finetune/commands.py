@@ -267,6 +267,8 @@ def quality(run: str, texts: Sequence[str]) -> dict[str, Any]:
     """
     folder, _, config = _trained(run, ())
     train = None
+    if config.data.train is None and config.data.name is not None:
+        folder.say("note", f"train came from the Hub ({config.data.name}): what is copied from it is not counted")
     if config.data.train is not None:
         try:
             split = _read("train", config.data.train, config.data)
