@@ -516,7 +516,7 @@ def test_a_model_of_the_project_goes_on_with_an_adapter(architecture: str, tmp_p
     merged(run)
     refused = call("train", "seq2seq", *files, shape[1], f"model={model}", f"output_dir={tmp_path / 'no'}")
     assert refused.code == Exit.USAGE
-    assert "settings of network are for random weights" in refused.err
+    assert "is for random weights: model=" in refused.err
 
 
 def test_a_model_of_the_project_goes_on_without_an_adapter(tmp_path: Path) -> None:
