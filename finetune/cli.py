@@ -369,20 +369,26 @@ def playground(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
-    output: Annotated[str, typer.Option("--output", help="folder to write")],
+    output: Annotated[str | None, typer.Option("--output", help="folder to write")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="a plain model of base and adapter, compared on test")] = False,
     data: Annotated[str | None, typer.Option("--data", help="file to compare on, in place of the test rows")] = None,
+    push: Annotated[str | None, typer.Option("--push", help="OWNER/NAME on the Hub to upload to")] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="who sees it on the Hub; default for a new one: private")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's model with its card into a folder of its own; with --merge, its adapter becomes part of it.
+    """Write a run's model and card into a folder of its own, or upload them; --merge makes an adapter part of its base.
 
     finetune export runs/x --output models/x
     finetune export runs/lora --merge --output models/merged
+    finetune export runs/x --push OWNER/NAME --public
     """
     _quiet_environment()
     from finetune import commands, terminal
 
-    found = commands.export_model(run, output, merge=merge, data=data)
+    options = commands.ExportOptions(output=output, merge=merge, data=data, push=push, private=private)
+    found = commands.export_model(run, options)
     if as_json:
         return _print_json(found)
     if merge:
@@ -390,7 +396,11 @@ def export(
             f"merged    {terminal.count(found['rows'], 'text')} compared in fp32: the largest difference between two "
             f"probabilities is {found['largest_difference']:.1e} (at most {found['tolerance']:g} is accepted)"
         )
-    _print(f"written   {output} · {terminal.size(found['bytes'])}")
+    if output is not None:
+        _print(f"written   {output} · {terminal.size(found['bytes'])}")
+    if push is not None:
+        seen = "private: --public of a new one, or its settings, let others see it" if found["private"] else "public"
+        _print(f"pushed    {found['address']} · {seen}")
     return None
 
 

@@ -6,12 +6,25 @@ import hashlib
 import importlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from finetune import adapters, export, hardware, hub, label_budget, pretrained, processes, text_evaluation, trial
+from finetune import (
+    adapters,
+    export,
+    hardware,
+    hub,
+    label_budget,
+    pretrained,
+    processes,
+    push,
+    terminal,
+    text_evaluation,
+    trial,
+)
 from finetune import config as configuration
 from finetune.causal import corpus as documents
 from finetune.causal import perplexity, routes
@@ -249,6 +262,8 @@ def quality(run: str, texts: Sequence[str]) -> dict[str, Any]:
     """
     folder, _, config = _trained(run, ())
     train = None
+    if config.data.train is None and config.data.name is not None:
+        folder.say("note", f"train came from the Hub ({config.data.name}): what is copied from it is not counted")
     if config.data.train is not None:
         try:
             split = _read("train", config.data.train, config.data)
@@ -364,22 +379,68 @@ def _compared(runs: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def export_model(run: str, output: str, *, merge: bool = False, data: str | None = None) -> dict[str, Any]:
-    """Write a run's model with its card into a folder of its own; return {"output_dir", "bytes"}.
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Where an exported model goes: a folder, the Hub (its name there; None: it stays here), or both.
 
-    `merge` makes a plain model of base and adapter, compared with the adapter on the run's test rows, or on `data`;
-    then there are {"rows", "largest_difference", "tolerance"}, too.
+    `merge` makes a plain model of base and adapter, compared with the adapter on the run's test rows, or on `data`.
+    `private` None: private where the repository is new.
     """
+
+    output: str | None = None
+    merge: bool = False
+    data: str | None = None
+    push: str | None = None
+    private: bool | None = None
+
+
+def export_model(run: str, options: ExportOptions) -> dict[str, Any]:
+    """Write a run's model with its card into a folder of its own, or to the Hub; return {"output_dir", "bytes"}.
+
+    A merged model has {"rows", "largest_difference", "tolerance"}, one on the Hub {"repository", "address", "private",
+    "commit"}, too.
+    """
+    if options.output is None and options.push is None:
+        raise UserError(Exit.USAGE, "where to? give --output FOLDER, --push OWNER/NAME on the Hub, or both")
+    if options.private is not None and options.push is None:
+        raise UserError(Exit.USAGE, "--private and --public are of --push OWNER/NAME, which is missing")
     pretrained.quiet()
     folder, _, config = _trained(run, ())
-    found: dict[str, Any] = {"output_dir": output}
-    if merge:
-        texts = _texts_of(folder, config, data)
-        difference = export.merge(folder.model, Path(output), texts)
-        found |= {"rows": len(texts.texts), "largest_difference": difference, "tolerance": adapters.TOLERANCE}
-    else:
-        export.copy(folder.model, Path(output))
-    return found | {"bytes": sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file())}
+    target = None if options.push is None else push.greet(options.push, options.private)
+    with tempfile.TemporaryDirectory() as temporary:
+        model, found = folder.model, dict[str, Any]()
+        if options.output is not None:
+            found["output_dir"] = options.output
+        if options.output is not None or options.merge:
+            model = Path(temporary) / "model" if options.output is None else Path(options.output)
+            found |= _export(folder, config, model, options)
+        found["bytes"] = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+        if target is not None:
+            folder.say("push", f"{terminal.size(found['bytes'])} to {target.name}")
+            found |= _push(folder, model, target, options)
+    return found
+
+
+def _export(folder: Run, config: Any, model: Path, options: ExportOptions) -> dict[str, Any]:
+    if not options.merge:
+        export.copy(folder.model, model)
+        return {}
+    texts = _texts_of(folder, config, options.data)
+    difference = export.merge(folder.model, model, texts)
+    return {"rows": len(texts.texts), "largest_difference": difference, "tolerance": adapters.TOLERANCE}
+
+
+def _push(folder: Run, model: Path, target: push.Target, options: ExportOptions) -> dict[str, Any]:
+    if adapters.is_adapter(model):
+        base, identity = adapters.base_of(model)
+        if identity is not None and not identity.startswith("revision:"):
+            what = f"the adapter stands on {base} of this machine, which others lack"
+            folder.say("warning", f"{what}; --merge takes it along")
+    if options.output is not None:  # the folder is written: a second time it would be in the way
+        seen = {True: " --private", False: " --public", None: ""}[options.private]
+        again = f"the folder is written; go on with: finetune export {options.output} --push {options.push}{seen}"
+        target = dataclasses.replace(target, again=again)
+    return dataclasses.asdict(push.push(model, target))
 
 
 def _texts_of(run: Run, config: Any, data: str | None) -> export.Texts:

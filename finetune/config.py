@@ -6,7 +6,7 @@ import io
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -134,6 +134,18 @@ def resolve_name(key: str, leaves: dict[str, Setting], notes: list[str], where: 
 def to_tree(config: Any) -> dict[str, Any]:
     """Return a configuration as nested dicts of plain values, every field resolved."""
     return typing.cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
+
+
+def refuse_for_model(model: str, part: str, given: Any, read: Collection[str] = ()) -> None:
+    """Refuse settings of a part, `network` or `vocabulary`, of which a checkpoint has its own: raises UserError (2).
+
+    `read` are the names of those that are read with a checkpoint too.
+    """
+    usual = to_tree(type(given)())
+    for name, value in to_tree(given).items():
+        if name not in read and value != usual[name]:
+            what = f"{part}.{name}={value} is for random weights: model={model} has a {part} of its own"
+            raise UserError(Exit.USAGE, f"{what}; leave out one of the two")
 
 
 def unescaped(text: str) -> str:

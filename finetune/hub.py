@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -33,12 +34,16 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class Place:
-    """A repository as a setting names it: `setting` is what the person wrote, for messages; `kind` model or dataset."""
+    """A repository as a setting names it: `setting` is what the person wrote, for messages; `kind` model or dataset.
+
+    `others` are the names that the setting takes and that need no Hub.
+    """
 
     setting: str
     kind: str
     name: str
     revision: str = MAIN
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,7 @@ def ask(place: Place) -> Found:
         validate_repo_id(place.name)
     except HFValidationError:
         raise UserError(Exit.NO_INPUT, f"{place.setting}: {_nor_here(place)}no name that the Hub could have") from None
-    for variable in OFFLINE_VARIABLES[place.kind]:
-        if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
-            raise Unreachable(f"{variable}={os.environ[variable]}")
+    check_online(place.kind)
 
     def question() -> Found:
         # The library's own retries would go on for half a minute without a network.
@@ -81,6 +84,13 @@ def ask(place: Place) -> Found:
         raise _refusal(place, error) from None
     except Exception as error:  # each HTTP library has its own errors for an unreachable host
         raise Unreachable(f"{constants.ENDPOINT}: {first_line(error)}") from None
+
+
+def check_online(kind: str) -> None:
+    """Raise Unreachable where an environment variable switches the Hub off for models or data sets."""
+    for variable in OFFLINE_VARIABLES[kind]:
+        if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            raise Unreachable(f"{variable}={os.environ[variable]}")
 
 
 def download(place: Place, found: Found, files: Iterable[str], last: str) -> Path:
@@ -123,10 +133,20 @@ def download_errors(place: Place) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # of the HTTP library, of hf_xet, of the file system
-        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-            what = f"{place.setting}: the Hub's cache {constants.HF_HUB_CACHE} cannot be written: {error.strerror}"
-            raise UserError(Exit.IO_FAILED, f"{what}\nmake room, or name another folder: HF_HOME=FOLDER") from None
+        if cannot_write(error):
+            raise cache_error(place.setting, error) from None
         raise broken_off(place, first_line(error)) from None
+
+
+def cannot_write(error: Exception) -> TypeGuard[OSError]:
+    """Tell whether an error is about this machine's disk, and not about the network."""
+    return isinstance(error, OSError) and error.errno in CANNOT_WRITE
+
+
+def cache_error(setting: str, error: OSError) -> UserError:
+    """Return the error of a cache that cannot be written."""
+    what = f"{setting}: the Hub's cache {constants.HF_HUB_CACHE} cannot be written: {error.strerror}"
+    return UserError(Exit.IO_FAILED, f"{what}\nmake room, or name another folder: HF_HOME=FOLDER")
 
 
 def broken_off(place: Place, reason: str) -> UserError:
@@ -157,7 +177,7 @@ def _refusal(place: Place, error: HfHubHTTPError) -> UserError:
     if isinstance(error, GatedRepoError):  # a kind of RepositoryNotFoundError
         what = f"{place.setting}: {_nor_here(place)}on the Hub it is gated: accept its terms on its page and log in"
     elif isinstance(error, RepositoryNotFoundError):
-        guess = did_you_mean(place.name, _known(place.kind))
+        guess = did_you_mean(place.name, _known(place))
         what = f"{place.setting}: {_nor_here(place)}on the Hub it does not exist or is private{guess}"
     elif status in {401, 403}:
         what = f"{place.setting}: the Hub does not accept your token (answer {status})"
@@ -171,12 +191,11 @@ def _nor_here(place: Place) -> str:
     return "no such folder, and " if place.kind == "model" else ""
 
 
-def _known(kind: str) -> list[str]:
+def _known(place: Place) -> list[str]:
     """Return names that may have been meant: those in the cache, and those that need no Hub."""
-    prefix = f"{kind}s--"
+    prefix = f"{place.kind}s--"
     folders = Path(constants.HF_HUB_CACHE).glob(f"{prefix}*")
-    names = [folder.name.removeprefix(prefix).replace("--", "/") for folder in folders]
-    return [*names, "mini-mbert", "mini-gpt2", "minilm"] if kind == "model" else names
+    return [*(folder.name.removeprefix(prefix).replace("--", "/") for folder in folders), *place.others]
 
 
 def first_line(error: BaseException) -> str:

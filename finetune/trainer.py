@@ -91,12 +91,13 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, extrapolated by padded tokens from a few measured updates."""
+    """What a run will cost, extrapolated by padded tokens from a few measured updates; memory and disk in bytes."""
 
     updates: int
     tokens: int
     seconds: float
     memory: int
+    disk: int
 
 
 class Trainer:
@@ -203,7 +204,17 @@ class Trainer:
         memory = hardware.memory_peak(self.config.use_cpu)
         if self.accelerator.device.type == "cpu":
             memory *= processes.on_this_machine()  # which share it
-        return Estimate(len(plan), total, total / rate, memory)
+        return Estimate(len(plan), total, total / rate, memory, self._disk())
+
+    def _disk(self) -> int:
+        """Return the bytes of model/ and of the checkpoints, the best one among them, with two moments each, in fp32.
+
+        Of a model with an adapter only what is trained is saved.
+        """
+        model = self.unwrapped()
+        saved = sum(tensor.numel() for tensor in _unique_tensors(model).values())
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return 4 * (saved + (1 + self.config.save_total_limit) * (saved + 2 * trained))
 
     def unwrapped(self) -> nn.Module:
         """Return the model without the wrappers of accelerate."""

@@ -65,7 +65,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     examples = classifier.collate(encoded["train"], parts.tokenizer, targets["train"], splits["train"].where)
     opening.say_model(run, parts.described, config.train, asked, len(loop.plan(examples)))
     if run.dry_run:
-        return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters)
+        return opening.say_estimate(run, loop.estimate(examples), config.train)
 
     beside = run_baselines(splits, targets, labels, config.seed) if config.baseline == "auto" else []
     opening.say_baselines(run, beside)

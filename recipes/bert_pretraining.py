@@ -64,7 +64,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     loop = Trainer(start.model, config.train, run, loss=loss, seed=config.seed)
     opening.say_model(run, start.described, config.train, asked, len(loop.plan(found.train)), "example")
     if run.dry_run:
-        return opening.say_estimate(run, loop.estimate(found.train), config.train, start.parameters, "example")
+        return opening.say_estimate(run, loop.estimate(found.train), config.train, "example")
 
     judge = routes.Judge(start, found, plan, config.train.mixed_precision)
     beside = report.say_baselines(run, judge.baselines(), plan.main)

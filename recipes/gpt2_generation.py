@@ -62,7 +62,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     loop = Trainer(start.model, config.train, run, loss=loss, seed=config.seed)
     opening.say_model(run, start.described, config.train, asked, len(loop.plan(found.train)), "example")
     if run.dry_run:
-        return opening.say_estimate(run, loop.estimate(found.train), config.train, start.parameters, "example")
+        return opening.say_estimate(run, loop.estimate(found.train), config.train, "example")
 
     beside = report.run_baselines(run, found) if config.baseline == "auto" else []
     place = environment(config.seed, hardware.describe(config.train.use_cpu), digests(splits))

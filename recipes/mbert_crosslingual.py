@@ -57,7 +57,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     found |= opening.say_lengths(run, ready.encoded, config.max_length, config.data.on_long)
     opening.say_model(run, ready.parts.described, ready.settings, config.train, len(ready.loop.plan(ready.examples)))
     if run.dry_run:
-        return opening.say_estimate(run, ready.loop.estimate(ready.examples), ready.settings, ready.parts.parameters)
+        return opening.say_estimate(run, ready.loop.estimate(ready.examples), ready.settings)
 
     beside = languages.run_baselines(run, plan, config.seed) if config.baseline == "auto" else None
     place = environment(config.seed, hardware.describe(config.train.use_cpu), digests(corpus.splits()))

@@ -64,7 +64,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     examples = networks.collate(encoded["train"], splits["train"].where)
     opening.say_model(run, parts.described, config.train, asked, len(loop.plan(examples)), "pair")
     if run.dry_run:
-        return opening.say_estimate(run, loop.estimate(examples), config.train, parts.parameters, "pair")
+        return opening.say_estimate(run, loop.estimate(examples), config.train, "pair")
 
     beside = run_baselines(task, splits) if config.baseline == "auto" else []
     opening.say_text_baselines(run, beside, task)

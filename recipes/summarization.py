@@ -74,7 +74,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     examples, parameters = coded["train"].examples, sum(part.numel() for part in model.model.parameters())
     opening.say_model(run, model.described, config.train, asked, len(loop.plan(examples)), "pair")
     if run.dry_run:
-        return opening.say_estimate(run, loop.estimate(examples), config.train, parameters, "pair")
+        return opening.say_estimate(run, loop.estimate(examples), config.train, "pair")
 
     beside = run_baselines(task, splits) if config.baseline == "auto" else []
     opening.say_text_baselines(run, beside, task)

@@ -11,10 +11,14 @@ WORDS = (
     "cat", "dog", "hill", "river", "bird", "town", "road", "stone", "boat", "tree", "house", "light",
     "runs", "sees", "finds", "takes", "likes", "leaves", "old", "green", "small", "fast", "the", "a",
 )  # fmt: skip
+BRIEF = (  # what a run that begins with a model reads too
+    "max_length=32", "train.max_tokens_per_batch=512", "train.mixed_precision=no", "train.use_cpu=true",
+    "train.learning_rate=3e-3",
+)  # fmt: skip
+NEW_WORDS = ("vocabulary.vocab_size=240", *BRIEF)
 SMALL = (
     "network.hidden_size=32", "network.num_hidden_layers=1", "network.num_attention_heads=2",
-    "network.intermediate_size=64", "vocabulary.vocab_size=240", "max_length=32", "train.max_tokens_per_batch=512",
-    "train.mixed_precision=no", "train.use_cpu=true", "train.learning_rate=3e-3",
+    "network.intermediate_size=64", *NEW_WORDS,
 )  # fmt: skip
 
 

@@ -203,6 +203,14 @@ def test_several_adapters_stand_on_one_base(run: Path, tiny_model: Path) -> None
     assert rows[0] == rows[2] != rows[1]
 
 
+def test_a_dry_run_expects_the_disk_that_an_adapter_takes(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    command = ["train", "--config", run / "config.yaml", f"output_dir={tmp_path / 'x'}", "--dry-run", "--json"]
+    expected = done(*command).json["disk_bytes"]
+    taken = sum(tensor.nbytes for path in run.rglob("*.safetensors") for tensor in load_file(path).values())
+    assert 0.99 * taken < expected < 2 * taken  # AdamW also counts its steps
+    assert expected < (tiny_model / "model.safetensors").stat().st_size  # the base is not saved again
+
+
 def test_export_merges_and_proves_it(run: Path, tmp_path: Path) -> None:
     out = done("export", run, "--merge", "--output", tmp_path / "merged").out
     assert "24 texts compared" in out
@@ -508,7 +516,7 @@ def test_a_model_of_the_project_goes_on_with_an_adapter(architecture: str, tmp_p
     merged(run)
     refused = call("train", "seq2seq", *files, shape[1], f"model={model}", f"output_dir={tmp_path / 'no'}")
     assert refused.code == Exit.USAGE
-    assert "settings of network are for random weights" in refused.err
+    assert "is for random weights: model=" in refused.err
 
 
 def test_a_model_of_the_project_goes_on_without_an_adapter(tmp_path: Path) -> None:

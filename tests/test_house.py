@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.generation", "finetune.explain", "finetune.crosslingual"),
     ("finetune.summaries.*",),
     ("finetune.report.*",),
-    ("recipes.*", "finetune.export", "finetune.trial"),
+    ("recipes.*", "finetune.export", "finetune.push", "finetune.trial"),
     ("finetune.playground",),
     ("finetune.commands", "finetune.launch"),
     ("finetune.cli",),

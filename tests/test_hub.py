@@ -21,6 +21,8 @@ from conftest import toy_rows
 from fake_hub import FakeHub, blob_id
 from safetensors.torch import load_file, save
 
+from finetune import push
+from finetune.errors import Interrupted
 from finetune.hub import ANSWER_SECONDS
 
 Files = dict[str, bytes]
@@ -110,7 +112,12 @@ def offline(server: FakeHub, home: Path) -> Iterator[Worker]:
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path) -> Files:
     """Return the files of a small checkpoint, and such as lie beside it on the Hub and are not needed."""
-    beside = {"README.md": b"# tiny\n", "tf_model.h5": b"x", "evil.py": b"x", "onnx/config.json": b"{}"}
+    beside = {
+        "README.md": b"---\nlicense: mit\n---\n# tiny\n",
+        "tf_model.h5": b"x",
+        "evil.py": b"x",
+        "onnx/config.json": b"{}",
+    }
     beside |= {"pytorch_model.bin": b"x", "model.fp16.safetensors": b"x"}
     return {path.name: path.read_bytes() for path in tiny_model.iterdir()} | beside
 
@@ -152,7 +159,7 @@ def test_a_checkpoint_is_downloaded_trained_and_found_again_without_the_hub(
     assert environment(tmp_path / "run")["model"] == f"revision:{commit}"
     asked = hub.asked_for("/org/tiny/")
     for name in checkpoint:
-        needed = name in {WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json"}
+        needed = name in {WEIGHTS, "README.md", "config.json", "tokenizer.json", "tokenizer_config.json"}
         assert any(line.endswith(f"/{name}") for line in asked) == needed, name
     for path in (tmp_path / "run").rglob("*.json*"):
         assert str(home) not in path.read_text(encoding="utf-8"), path
@@ -165,6 +172,8 @@ def test_a_checkpoint_is_downloaded_trained_and_found_again_without_the_hub(
     assert hub.asked == []
     hub.down = True
     online.done(*training(tmp_path, "org/tiny", "down"))
+    card = (tmp_path / "offline" / "README.md").read_text(encoding="utf-8")
+    assert "\nlicense: mit\n" in card
     for name in ("again", "offline", "down"):
         assert environment(tmp_path / name)["model"] == f"revision:{commit}"
         assert sha256(tmp_path / name / "model" / WEIGHTS) == sha256(tmp_path / "run" / "model" / WEIGHTS)
@@ -519,3 +528,164 @@ def test_a_data_set_that_cannot_be_had_is_told_in_the_words_of_a_model(
     repository.commit(files | {"it/train.parquet": b"not Parquet"})
     answer = online.call(*scoring(tmp_path, "org/lame", "y", "data.config=it"))
     assert_error(answer, 65, "data.name=org/lame cannot be read: ", "Parquet magic bytes not found")
+
+
+# Uploads
+
+WRITER = "hf_writersecret"
+
+
+@pytest.fixture(scope="module")
+def trained(online: Worker, checkpoint: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a classifier."""
+    return trained_on(online, checkpoint, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def adapted(online: Worker, checkpoint: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that trained an adapter."""
+    return trained_on(online, checkpoint, tmp_path_factory.mktemp("adapted"), "adapter=lora", "target_modules=[query]")
+
+
+def trained_on(online: Worker, checkpoint: Files, folder: Path, *settings: str) -> Path:
+    base = folder / "base"
+    base.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS):
+        (base / name).write_bytes(checkpoint[name])
+    online.done(*training(folder, str(base), "run", *settings))
+    return folder / "run"
+
+
+def predicted(worker: Worker, model: Path, folder: Path) -> list[dict[str, Any]]:
+    """Return what a model says of the rows that it was tested on."""
+    texts = write_csv(folder / "texts.csv", toy_rows(12, 12))
+    return list(worker.done("predict", model, "--input", texts, "--json").json)
+
+
+@pytest.mark.parametrize("way", ["xet", "lfs"])
+def test_a_pushed_model_comes_back_as_it_was(
+    hub: FakeHub, online: Worker, trained: Path, tmp_path: Path, home: Path, way: str
+) -> None:
+    hub.writer(WRITER, "ada")
+    as_ada = {"HF_TOKEN": WRITER} | ({"HF_HUB_DISABLE_XET": "1"} if way == "lfs" else {})
+    answer = online.done("export", trained, "--push", f"ada/{way}", **as_ada)
+    assert f"pushed    {hub.url}/ada/{way} · private" in answer.out
+    repository = hub.repositories[f"models/ada/{way}"]
+    files = {path.name: path.read_bytes() for path in (trained / "model").iterdir()}
+    assert repository.commits[repository.refs["main"]] == files | {".gitattributes": b""}
+    assert repository.access == "private"
+    assert bool(hub.asked_for("xet-write-token")) == (way == "xet")
+    assert bool(hub.asked_for("/lfs/objects/batch")) == (way == "lfs")
+    commits = len(repository.commits)
+    again = online.done("export", trained, "--push", f"ada/{way}", "--json", **as_ada).json
+    assert again["commit"] == repository.refs["main"]
+    assert len(repository.commits) == commits  # nothing new, no commit
+
+    online.done(*training(tmp_path, f"ada/{way}"), **as_ada)
+    assert bool(hub.asked_for("xet-read-token")) == (way == "xet")
+    (snapshot,) = (home / "hub" / f"models--ada--{way}" / "snapshots").iterdir()
+    assert predicted(online, snapshot, tmp_path) == predicted(online, trained / "model", tmp_path)
+
+
+def test_weights_that_were_there_make_room_and_other_files_stay(
+    hub: FakeHub, online: Worker, adapted: Path, tmp_path: Path
+) -> None:
+    hub.writer(WRITER, "ada", "lab")
+    told = online.done("export", adapted, "--push", "lab/tickets", "--public", HF_TOKEN=WRITER)
+    assert "the adapter stands on" in told.err
+    assert "--merge takes it along" in told.err
+    assert told.out.rstrip().endswith("lab/tickets · public")
+    repository = hub.repositories["models/lab/tickets"]
+    files = repository.commits[repository.refs["main"]]
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(files)
+    repository.commit(files | {"notes.txt": b"mine", "picture.bin": b"mine"})
+    told = online.done("export", adapted, "--merge", "--push", "lab/tickets", HF_TOKEN=WRITER)
+    assert "stands on" not in told.err
+    assert told.out.startswith("merged ")
+    assert told.out.rstrip().endswith("lab/tickets · public")  # as it was
+    now = set(repository.commits[repository.refs["main"]])
+    assert {WEIGHTS, "notes.txt", "picture.bin"} <= now
+    assert not {"adapter_config.json", "adapter_model.safetensors"} & now
+
+
+def test_a_model_is_not_shown_to_more_people_than_was_asked(hub: FakeHub, online: Worker, trained: Path) -> None:
+    hub.writer(WRITER, "ada")
+    repository = hub.model("ada/open", {"README.md": b"mine"})
+    before = dict(repository.refs)
+    answer = online.call("export", trained, "--push", "ada/open", "--private", HF_TOKEN=WRITER)
+    assert_error(answer, 2, "ada/open is there already and public: nothing was uploaded", "/ada/open/settings")
+    repository.access, repository.reader = "private", WRITER
+    answer = online.call("export", trained, "--push", "ada/open", "--public", HF_TOKEN=WRITER)
+    assert_error(answer, 2, "is there already and private", "leave --public out")
+    assert repository.refs == before
+
+
+def test_who_may_not_push_is_told_why_and_what_to_do(
+    hub: FakeHub, online: Worker, trained: Path, tmp_path: Path, home: Path
+) -> None:
+    hub.writer(WRITER, "ada", "lab")
+    hub.people.add("hf_readersecret")
+    push = ["export", trained, "--push"]
+    answers = [online.call(*push, "ada/x"), online.call(*push, "ada/x", HF_TOKEN="hf_outdatedsecret")]
+    assert_error(answers[0], 66, "--push ada/x: the Hub does not know you", "hf auth login, or set HF_TOKEN")
+    assert_error(answers[1], 66, "the Hub does not accept your token (answer 401)", "log in again")
+    answers.append(online.call(*push, "reader/x", HF_TOKEN="hf_readersecret"))
+    assert_error(answers[2], 66, "your token may not write there (answer 403: You don't have the rights", "HF_TOKEN")
+    answers.append(online.call(*push, "labs/x", HF_TOKEN=WRITER))
+    assert_error(answers[3], 66, "labs is none of yours on the Hub (answer 403", "did you mean lab?", "ada, lab")
+    assert_error(online.call(*push, "a/b/c", HF_TOKEN=WRITER), 2, "--push a/b/c", "give OWNER/NAME")
+    assert_error(online.call("export", trained, "--public"), 2, "--push OWNER/NAME")
+    assert_error(online.call("export", trained), 2, "--output FOLDER, --push OWNER/NAME")
+    hub.model("lab/theirs", {"README.md": b""})
+    hub.owners[WRITER] = ("ada",)
+    answers.append(online.call(*push, "lab/theirs", HF_TOKEN=WRITER))
+    assert_error(answers[4], 66, "lab is none of yours", "this token may only read")
+    for secret in (WRITER, "hf_readersecret", "hf_outdatedsecret"):
+        assert not [answer for answer in answers if secret in answer.out + answer.err]
+        assert holding(trained, secret) + holding(home, secret) == []
+
+
+def test_a_push_that_breaks_off_leaves_no_half_model_and_goes_on(
+    hub: FakeHub, online: Worker, trained: Path, tmp_path: Path
+) -> None:
+    hub.writer(WRITER, "ada")
+    hub.objects.clear()
+    push = ["export", trained, "--push", "ada/shaky"]
+    answer = online.call(*push, HF_TOKEN=WRITER, HF_HUB_OFFLINE="1")
+    assert_error(answer, 69, "--push ada/shaky: the Hub cannot be reached (HF_HUB_OFFLINE=1)", "run the command again")
+    hub.down = True
+    assert_error(online.call(*push, HF_TOKEN=WRITER), 69, "the Hub cannot be reached (Server disconnected")
+    hub.heal()
+    hub.status["/xet-write-token/"] = 404
+    answer = online.call(*push, HF_TOKEN=WRITER)
+    assert_error(answer, 69, "the upload broke off", "a Hub without Xet is written to with HF_HUB_DISABLE_XET=1")
+    hub.heal()
+    hub.cuts["lfs"] = 100
+    by_lfs = {"HF_TOKEN": WRITER, "HF_HUB_DISABLE_XET": "1"}
+    answer = online.call(*push, **by_lfs)
+    assert_error(answer, 69, "the upload broke off (Server disconnected", "run the command again")
+    repository = hub.repositories["models/ada/shaky"]
+    assert repository.commits[repository.refs["main"]] == {".gitattributes": b""}
+    hub.heal()
+    hub.status["/commit/"] = 503
+    answer = online.call(*push, "--output", tmp_path / "model", **by_lfs)
+    again = f"finetune export {tmp_path / 'model'} --push ada/shaky"
+    assert_error(
+        answer, 69, "the upload broke off (the Hub answered 503)", f"the folder is written; go on with: {again}"
+    )
+    assert repository.commits[repository.refs["main"]] == {".gitattributes": b""}
+    hub.heal()
+    online.done(*again.split()[1:], **by_lfs)
+    assert not [line for line in hub.asked if line.startswith("PUT")]  # the weights had come whole
+    assert WEIGHTS in repository.commits[repository.refs["main"]]
+
+
+def test_a_push_that_is_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(push, "_create", interrupted)
+    monkeypatch.setattr(push, "answer_within", lambda _, ask: ask())
+    with pytest.raises(Interrupted, match="the upload was interrupted; run the command again") as left:
+        push.push(tmp_path, push.Target("ada/x", None))
+    assert left.value.code == 130

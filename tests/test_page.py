@@ -98,6 +98,27 @@ def results(trained: Path) -> dict[str, Any]:
     return found
 
 
+# The data
+
+
+def test_what_the_data_doctor_says_stands_on_the_page_without_the_data(hostile: Path) -> None:
+    files = [hostile.parent / f"{name}.csv" for name in ("train", "test")]
+    told = call("check", *(f"data.{path.stem}={path}" for path in files), "--json").json
+    assert {one["check"] for one in told} > {"leakage", "near duplicates", "telling words", "duplicates"}
+    assert json.loads((hostile / "results.json").read_text())["diagnostics"]["findings"] == told
+    for path in files:
+        path.rename(path.with_suffix(".away"))
+    try:
+        done("report", hostile)
+    finally:
+        for path in files:
+            path.with_suffix(".away").rename(path)
+    text = page_of(hostile).text
+    for one in told:
+        assert (one["message"] in text) == (one["check"] != "resolution"), one  # the run knows it better
+        assert one["check"] == "resolution" or one["action"] in text
+
+
 # The file
 
 

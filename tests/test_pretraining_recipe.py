@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from calling import call, done, private_cache, read_jsonl, sections_of
-from pretexts import SMALL, translated, write_mono, write_pairs, write_rows
+from pretexts import BRIEF, NEW_WORDS, SMALL, translated, write_mono, write_pairs, write_rows
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.pretraining.corpus import MOST_HELD_OUT, CorpusConfig, hold_out
@@ -51,7 +51,7 @@ def distilled_run(texts: Path, tiny_model: Path, tmp_path_factory: pytest.TempPa
         outcome = done(
             *RECIPE, f"data.parallel={texts}/parallel.en-{{language}}.jsonl.gz", "train_languages=[en,it,de]",
             "objective=distil", f"teacher={tiny_model}", f"model={tiny_model}", "vocabulary.train=true",
-            "data.validation_share=0.2", *SMALL, "train.num_train_epochs=25", f"output_dir={folder}", "--json",
+            "data.validation_share=0.2", *NEW_WORDS, "train.num_train_epochs=25", f"output_dir={folder}", "--json",
         )  # fmt: skip
     return folder, outcome.json
 
@@ -78,7 +78,7 @@ def test_aligned_embeddings_begin_nearer_to_the_teacher_than_copied_ones(
         for rows in ("copied", "aligned"):
             found = done(
                 *RECIPE, f"data.parallel={texts}/parallel.en-{{language}}.jsonl.gz", "train_languages=[en,it,de]",
-                "objective=distil", f"teacher={tiny_model}", f"model={tiny_model}", "vocabulary.train=true", *SMALL,
+                "objective=distil", f"teacher={tiny_model}", f"model={tiny_model}", "vocabulary.train=true", *NEW_WORDS,
                 f"vocabulary.embeddings={rows}", "data.validation_share=0.2", "train.max_steps=1",
                 f"output_dir={tmp_path / rows}", "--json",
             )  # fmt: skip
@@ -141,7 +141,7 @@ def test_a_checkpoint_goes_on_with_its_own_vocabulary(masked_run: Ended, tmp_pat
     before = masked_run[0] / "model"
     run = tmp_path / "run"
     done(
-        *RECIPE, f"data.train={write_mono(tmp_path, 'it', 40, seed=5)}", f"model={before}", *SMALL[5:9],
+        *RECIPE, f"data.train={write_mono(tmp_path, 'it', 40, seed=5)}", f"model={before}", *BRIEF[:4],
         "train.max_steps=2", "network.trained=embeddings", f"output_dir={run}",
     )  # fmt: skip
     old, new = (
@@ -276,10 +276,17 @@ def test_a_vocabulary_that_does_not_know_a_script_is_refused_by_language(
     write_mono(tmp_path, "en")
     (tmp_path / "mono.el.txt").write_text("\n\n".join(["η γάτα βλέπει το σπίτι"] * 20), encoding="utf-8")
     outcome = call(
-        *RECIPE, *SMALL, mono(tmp_path), "train_languages=[en,el]", f"model={tiny_model}", f"output_dir={tmp_path}/run"
+        *RECIPE, *BRIEF, mono(tmp_path), "train_languages=[en,el]", f"model={tiny_model}", f"output_dir={tmp_path}/run"
     )
     assert outcome.code == 65
     assert "el: 100 % of the words are unknown to the vocabulary" in outcome.err
+
+
+@pytest.mark.parametrize("setting", ["network.hidden_size=32", "vocabulary.vocab_size=240"])
+def test_what_a_model_has_already_is_refused(texts: Path, tiny_model: Path, tmp_path: Path, setting: str) -> None:
+    outcome = call(*RECIPE, *BRIEF, mono(texts), "train_languages=[en]", f"model={tiny_model}", setting)
+    assert outcome.code == 2
+    assert f"{setting} is for random weights: model={tiny_model} has a {setting.partition('.')[0]} of" in outcome.err
 
 
 def test_text_of_less_than_one_block_is_refused(tmp_path: Path) -> None:
@@ -300,7 +307,8 @@ def test_texts_for_the_vocabulary_alone_are_said_to_be_and_those_for_nothing_ref
     assert "data.parallel: for the vocabulary alone; objective=mlm does not read it" in outcome.err
     outcome = call(*both, "objective=tlm", "--dry-run")
     assert "data.train: for the vocabulary alone; objective=tlm does not read it" in outcome.err
-    outcome = call(*both, f"model={tiny_model}")
+    own = [one for one in both if one not in SMALL or one in BRIEF]
+    outcome = call(*own, f"model={tiny_model}")
     assert outcome.code == 2
     assert "objective=mlm does not read data.parallel, and the vocabulary is the model's own" in outcome.err
     outcome = call(*both, "objective=mlm+tlm", "--dry-run")

@@ -16,10 +16,12 @@ import pretexts
 import pytest
 import tiny_seq2seq as tiny
 import updates
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from calling import ROOT, call, done, spawn, toy_files, write_csv
 from conftest import toy_rows
 
-from finetune import checkpoint, processes
+from finetune import checkpoint, launch, processes
 from finetune.errors import Exit
 
 Metrics = list[dict[str, Any]]
@@ -127,15 +129,26 @@ def test_two_processes_end_with_the_run_of_one(tiny_model: Path, tmp_path: Path)
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
 
 
+def accelerated(count: int) -> dict[str, str]:
+    """Return what `accelerate launch --cpu --num_processes COUNT -m finetune` gives the one process that it starts."""
+    options = ["--cpu", "--num_processes", str(count), "-m", "finetune"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
+    command, found = prepare_simple_launcher_cmd_env(arguments)
+    assert command == [sys.executable, "-m", "finetune"]
+    return dict(found)
+
+
 def test_a_launch_with_fewer_processes_than_asked_for_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = ("train", "bert_classification", f"output_dir={tmp_path / 'run'}")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as accelerate launch --cpu --num_processes 2 leaves them
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    found = call(*asked)
+    with mock.patch.dict(os.environ, accelerated(1)):
+        assert not launch.is_wanted(None, 0)
+    with mock.patch.dict(os.environ, accelerated(2)):
+        found = call(*asked)
     assert found.code == Exit.USAGE
     assert "accelerate launch was asked for several processes and started one" in found.err
+    assert "finetune train ... --processes N" in found.err
     monkeypatch.setenv("WORLD_SIZE", "1")
     found = call(*asked, "--processes", 2)
     assert found.code == Exit.USAGE

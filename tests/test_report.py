@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import call, done, private_cache, train_toy, write_csv
+from calling import ROOT, call, done, private_cache, train_toy, write_csv
 from conftest import toy_rows
+from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
 from finetune.report.card import model_card
@@ -89,7 +90,7 @@ def test_a_baseline_that_cost_nothing_is_no_divisor(results: dict[str, Any]) -> 
 
 def test_a_model_that_was_faster_than_the_baseline_is_said_to_be(results: dict[str, Any]) -> None:
     results["baseline"]["seconds"]["train"] = 3 * results["seconds"]["train"]
-    assert "It was 3 times as fast to train (" in verdict_text(results)
+    assert "It trained 3 times as fast (" in verdict_text(results)
 
 
 def test_the_verdict_names_what_it_was_judged_on(results: dict[str, Any]) -> None:
@@ -267,3 +268,52 @@ def test_a_card_without_a_baseline_has_no_verdict(results: dict[str, Any], train
     assert "base_model: google-bert/bert-base-uncased" in card
     assert "better than" not in card
     assert f"| accuracy | {interval(results['scores']['test']['accuracy'])} |" in card
+
+
+# Licences
+
+
+FRONTS = [
+    ("license: mit", {"license": "mit"}, "`mit`"),
+    ("license: [mit, apache-2.0]", {"license": ["mit", "apache-2.0"]}, "`mit, apache-2.0`"),
+    (
+        "license: other\nlicense_name: house\nlicense_link: https://example.org/house",
+        {"license": "other", "license_name": "house", "license_link": "https://example.org/house"},
+        "`house (https://example.org/house)`",
+    ),
+    ("language: en", {}, "`not known to this run`"),
+    ("license: [mit", {}, "`not known to this run`"),
+]
+
+
+@pytest.mark.parametrize(("front", "metadata", "told"), FRONTS)
+def test_the_licence_of_the_base_model_is_what_its_card_says(
+    results: dict[str, Any], trained: Path, tmp_path: Path, front: str, metadata: dict[str, Any], told: str
+) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    text = model_card(results, {"model": str(tmp_path)}, place_of(trained))
+    found = ModelCard(text).data.to_dict()
+    assert {name: value for name, value in found.items() if name.startswith("license")} == metadata
+    assert f"Two licences hold: that of the base model ({told}), that of the data (`not known to this run`)." in text
+    assert "base_model" not in found  # a folder of this machine is none that the Hub accepts
+
+
+def test_what_comes_with_the_project_and_what_has_no_base_have_their_licences(
+    results: dict[str, Any], trained: Path
+) -> None:
+    for name in ("mini-mbert", "mini-gpt2", "minilm"):
+        assert ModelCard(model_card(results, {"model": name}, place_of(trained))).data.get("license") == "apache-2.0"
+    own = place_of(trained) | {"data_sha256": {str(ROOT / "data" / "tickets" / "en.train.csv"): "0"}}
+    text = model_card(results, {"model": None}, own)
+    assert "(`none: made from the data alone`), that of the data (`apache-2.0 (came with finetune)`)" in text
+    assert ModelCard(text).data.get("license") is None
+    two = {"architecture": "bert2gpt", "encoder": "mini-mbert", "decoder": "org/unknown", "model": None}
+    text = model_card(results, two, own)
+    assert "(`mini-mbert: apache-2.0 · org/unknown: not known to this run`)" in text
+    assert ModelCard(text).data.get("license") is None
+    assert ModelCard(model_card(results, {"model": "org/base@v1"}, own)).data.get("base_model") == "org/base"
+
+
+def place_of(run: Path) -> dict[str, Any]:
+    """Return environment.json of a run."""
+    return dict(json.loads((run / "environment.json").read_text(encoding="utf-8")))

@@ -16,7 +16,7 @@ from finetune.causal.model import ShapeConfig, Start
 from finetune.causal.packing import Completions
 from finetune.causal.perplexity import Tally, Texts
 from finetune.causal.tokenizer import TextEncoder, VocabularyConfig
-from finetune.config import to_tree
+from finetune.config import refuse_for_model
 from finetune.data.batching import Examples
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError, did_you_mean
@@ -73,15 +73,8 @@ def check(name: str | None, words: VocabularyConfig, shape: ShapeConfig) -> None
     if learns:
         what = "vocabulary.train=true is for random weights: the embeddings of a model belong to its own vocabulary"
         raise UserError(Exit.USAGE, f"{what}\nleave out model or vocabulary.train")
-    dropout, dtype = shape.dropout, shape.save_dtype
-    for part, given, usual in (
-        ("vocabulary", words, VocabularyConfig(train=words.train)),
-        ("network", shape, ShapeConfig(dropout=dropout, save_dtype=dtype)),
-    ):
-        for setting, value in to_tree(given).items():
-            if value != to_tree(usual)[setting]:
-                what = f"{part}.{setting}={value} is for random weights: model={name} has a {part} of its own"
-                raise UserError(Exit.USAGE, f"{what}; leave out one of the two")
+    refuse_for_model(name, "vocabulary", words, {"train"})
+    refuse_for_model(name, "network", shape, {"dropout", "save_dtype"})
 
 
 def begin(

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForPreTraining, PreTrainedTokenizerBase
 
 from finetune import adapters, cpu, hardware, pretrained
+from finetune.config import refuse_for_model
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.pretrained import Source
@@ -71,6 +72,10 @@ def begin(asked: Plan, source: Source | None, words: VocabularyConfig, shape: Sh
     learns = source is None if words.train is None else words.train
     if source is None and not learns:
         raise UserError(Exit.USAGE, "vocabulary.train=false needs a model whose vocabulary is taken; give model=NAME")
+    if source is not None:
+        refuse_for_model(source.name, "network", shape, {"dropout", "trained", "pooler", "save_dtype"})
+        if not learns:
+            refuse_for_model(source.name, "vocabulary", words, {"train", "embeddings"})
     if source is not None and source.adapter is not None and source.adapter.adapter != "none":
         _check_adapter(shape, learns)
     own = None if source is None else pretrained.load_tokenizer(source)

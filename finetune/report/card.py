@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from finetune import __version__
+from finetune import __version__, pretrained
+from finetune.data.shipped import shipped
 from finetune.report.matrix import markdown, table, verdict_lines
 from finetune.report.summaries import bertscore_text, summaries_table
 from finetune.report.text import oracle_extract_text, spoken_lines, verdict_text
@@ -22,6 +24,8 @@ ENCODERS = {
     "translation language modelling": "fill-mask",
     "translation distillation": "feature-extraction",
 }
+UNKNOWN = "not known to this run"
+NO_BASE = "none: made from the data alone"
 OWN_MODEL = (
     "The model is the project's own architecture, without remote code: `finetune predict` reads the folder, and after "
     "`import finetune.seq2seq.model` so does AutoModelForSeq2SeqLM."
@@ -35,14 +39,18 @@ ADAPTER = (
 def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """Return the card of a run: what it is, how good, how it was made, what to mind."""
     judged = results["diagnostics"]["judged_on"]
-    name, _, _ = str(config.get("model")).partition("@")  # a revision is no part of the name
+    model = config.get("model")
+    on_hub = model is not None and pretrained.is_on_hub(model)
     adapted = config.get("peft", {}).get("adapter", "none") != "none"
     front = ModelCardData(
         library_name="peft" if adapted else "transformers" if "parameters" in results["diagnostics"] else "sklearn",
         pipeline_tag=(PIPELINES | ENCODERS | DECODERS).get(results["task"], "text-classification"),
-        base_model=name if "/" in name else None,
+        base_model=str(model).partition("@")[0] if on_hub else None,  # a revision is no part of the name
         tags=["finetune", results["recipe"]],
+        **(pretrained.licence_of(model) if model is not None and len(_bases(config)) == 1 else {}),
     )
+    of_each = licences(config, environment).items()
+    held = ", ".join(f"that of the {what} ({_code(named)})" for what, named in of_each)
     parts = [
         f"---\n{front.to_yaml()}\n---",
         f"# {results['diagnostics']['system']}: {results['task']}",
@@ -72,10 +80,36 @@ def model_card(results: Mapping[str, Any], config: Mapping[str, Any], environmen
         *([OWN_MODEL] if own else []),
         *([ADAPTER] if adapted else []),
         "## What to mind",
-        "The scores hold for texts like those of the test file. The licence is that of the base model and of the data; "
-        "neither is known to this card.",
+        f"The scores hold for texts like those of the test file. Two licences hold: {held}.",
     ]
     return SECRET.sub("hf_***", "\n\n".join(parts) + "\n")
+
+
+def licences(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return the licence of the base model, as its card names it, and of the data, where they are known."""
+    told = {name: _named(pretrained.licence_of(name)) for name in _bases(config)}
+    own = " · ".join(named if len(told) == 1 else f"{name}: {named}" for name, named in told.items())
+    return {"base model": own or NO_BASE, "data": _data_licence(environment.get("data_sha256", {}))}
+
+
+def _bases(config: Mapping[str, Any]) -> list[str]:
+    """Return the checkpoints that a model was made from."""
+    joined = config.get("architecture") == "bert2gpt"
+    names = [config.get(name) for name in (("encoder", "decoder") if joined else ("model", "teacher"))]
+    return [str(name) for name in names if name is not None]
+
+
+def _named(said: Mapping[str, Any]) -> str:
+    named = said.get("license_name") or said.get("license")
+    link = f" ({said['license_link']})" if "license_link" in said else ""
+    return UNKNOWN if named is None else f"{', '.join(named) if isinstance(named, list) else named}{link}"
+
+
+def _data_licence(files: Mapping[str, str]) -> str:
+    """Return the licence of the data where all of it came with the project."""
+    home = shipped("tickets").parent
+    own = bool(files) and all(Path(file).absolute().parent.parent == home for file in files)
+    return "apache-2.0 (came with finetune)" if own else UNKNOWN
 
 
 def _of_summaries(figures: Mapping[str, Any]) -> list[str]:

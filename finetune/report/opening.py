@@ -171,26 +171,23 @@ def say_baselines(run: Run, systems: Sequence[System]) -> None:
         run.say("baseline", f"{system.name} · validation accuracy {interval(accuracy)}{cost}")
 
 
-def say_estimate(
-    run: Run, estimate: Estimate, config: TrainConfig, parameters: int, noun: str = "text"
-) -> dict[str, Any]:
+def say_estimate(run: Run, estimate: Estimate, config: TrainConfig, noun: str = "text") -> dict[str, Any]:
     """Tell what a run would cost, from measured updates, and return it."""
     low, high = 0.85 * estimate.seconds, 1.2 * estimate.seconds
-    disk = 4 * parameters * (1 + 3 * (1 + config.save_total_limit))  # model/, and checkpoints with two moments each
     run.say(
         "would",
         f"train {count(estimate.updates, 'update')} of {_update(config, noun)} "
         f"({estimate.tokens:,} padded tokens) · "
         f"memory about {size(estimate.memory)} of {size(hardware.memory_total())}\n"
         f"{duration(low)} to {duration(high)} of training on this machine (3 updates measured) · "
-        f"up to {size(disk)} on disk",
+        f"up to {size(estimate.disk)} on disk",
     )
     return {
         "updates": estimate.updates,
         "tokens": estimate.tokens,
         "seconds": {"low": low, "high": high},
         "memory_bytes": estimate.memory,
-        "disk_bytes": disk,
+        "disk_bytes": estimate.disk,
     }
 
 

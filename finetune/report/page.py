@@ -14,7 +14,7 @@ from finetune.report import advice, blocks, matrix, pictures, sections
 from finetune.report.advice import Advice, Evidence, short
 from finetune.report.blocks import Cell, Section, Table
 from finetune.report.sections import Ended, compared_rows, score_of
-from finetune.report.text import training_seconds
+from finetune.report.text import pace, training_seconds
 from finetune.report.text_results import judging_of
 from finetune.run import SECRET, Run
 from finetune.terminal import NO_SHARES, count, duration, is_percentage, p_value, shown
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import jinja2
 
 SHOWN_DISAGREEMENTS = 200
-ALIKE = 1.5  # times as long, which is not worth a number
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -139,19 +138,19 @@ def headline(results: Mapping[str, Any]) -> str:
     if "comparison" not in results:
         metric, score = next(iter(results["scores"][told["judged_on"]].items()))
         return f"{system} reaches {metric} {shown(metric, score)}; nothing was trained beside it."
-    pace = cost(results)
+    took = pace(results)
     if "matrix" in results:
         trained = f"{system}, trained on {'+'.join(told['train_languages'])}"
         sentence = _in_languages(trained, results["comparisons"])
-        return f"{sentence.rstrip('.')}; it {pace}." if pace else sentence
+        return f"{sentence.rstrip('.')}; it {took}." if took else sentence
     comparison, other = results["comparison"], short(results["baseline"]["name"])
     by, span = _by(comparison)
     if comparison["verdict"] == "no difference shown":
-        extra = f"; {system} {pace}" if pace else ""
+        extra = f"; {system} {took}" if took else ""
         return f"No difference between {system} and {other} is shown: {by} {span}{extra}."
     way = f"{by} {comparison['verdict']} than {other} {span}"
     keep = ": keep the baseline" if comparison["verdict"] == "worse" else ""
-    return f"{system} is {way}" + (f" and {pace}" if pace else "") + f"{keep}."
+    return f"{system} is {way}" + (f" and {took}" if took else "") + f"{keep}."
 
 
 def compared(one: Mapping[str, Any]) -> str:
@@ -162,20 +161,6 @@ def compared(one: Mapping[str, Any]) -> str:
     if one["verdict"] == "no difference shown":
         return f"No difference between {first} and {second} is shown{where}: {by} {span}."
     return f"{first} is {by} {one['verdict']} than {second}{where} {span}."
-
-
-def cost(results: Mapping[str, Any]) -> str:
-    """Return what training took beside the baseline: `took 70 times as long to train`; nothing where that was free."""
-    cheap, dear = results["baseline"]["seconds"]["train"], training_seconds(results)
-    if cheap <= 0.05:
-        return ""
-    if max(dear / cheap, cheap / dear) < ALIKE:
-        return "took as long to train"
-    return (
-        f"took {dear / cheap:.0f} times as long to train"
-        if dear > cheap
-        else f"trained {cheap / dear:.0f} times as fast"
-    )
 
 
 def _by(one: Mapping[str, Any]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune import baselines, evaluation, processes, significance
 from finetune.baselines import Texts
+from finetune.data.check import check
 from finetune.data.columns import LabelMap, Split
 from finetune.evaluation import Predictions
 from finetune.metrics import DEFINITIONS
@@ -20,8 +21,8 @@ if TYPE_CHECKING:  # it needs torch, and this file does not
 JUDGED_BY = "accuracy"
 SAME_FOR_ALL = ("recipe", "task", "model", "definitions", "baseline", "baselines")  # parts of a result that seeds share
 KEPT_OF_FIRST = (
-    "system", "labels", "language", "judged_on", "rows", "skipped_rows", "skipped_turns", "resolution", "parameters",
-    "signatures", "oracle_extract",
+    "system", "labels", "language", "judged_on", "rows", "skipped_rows", "skipped_turns", "findings", "resolution",
+    "parameters", "signatures", "oracle_extract",
 )  # fmt: skip
 OF_CHOSEN = ("errors", "written", "summaries", "bertscore")  # diagnostics of the best seed, not of all
 
@@ -127,6 +128,9 @@ def assemble(run: Run, found: Conclusion) -> dict[str, Any]:
         "scores": {name: evaluation.score(part) for name, part in found.system.predictions.items()},
     }
     diagnostics = told(found.system, found.splits, judged) | {"labels": list(predictions.labels)}
+    if run.crew.is_main:
+        known = LabelMap(tuple(predictions.labels), predictions.multi_label)
+        diagnostics["findings"] = [dataclasses.asdict(finding) for finding in check(dict(found.splits), known)]
     diagnostics["resolution"] = significance.resolution(len(predictions.ids))
     if found.baselines:
         strongest = _strongest(found.baselines)

@@ -3,17 +3,16 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune import evaluation, text_metrics
-from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.report import language_model, pictures
 from finetune.report.advice import metric_of, short
 from finetune.report.blocks import Cell, Code, Example, Facts, Findings, Folded, Image, Picture, Section, Table, Words
 from finetune.report.budget import budget_figure
+from finetune.report.card import licences
 from finetune.report.diagnosis import LABELS, correlation_text
 from finetune.report.matrix import NONE, grid, table, verdict_sentence
 from finetune.report.pictures import Series
@@ -401,29 +400,24 @@ def _data(found: Ended) -> Iterator[Any]:
     if hashes:
         rows = [[Cell(name), Cell(digest)] for name, digest in hashes.items()]
         yield Table("Files", ["file", "sha256"], rows)
-    if "labels" in told and "matrix" not in found.results and found.config.get("data.train"):
-        files = " ".join(
-            f"data.{name}={found.config[f'data.{name}']}" for name in ("train", "validation", "test")
-            if isinstance(found.config.get(f"data.{name}"), str)
-        )  # fmt: skip
-        yield Code(
-            "To examine the files once more, near duplicates and telling words included", f"finetune check {files}"
-        )
 
 
 def _doctor(found: Ended) -> Iterator[tuple[str, str]]:
-    """Return what the run itself knows of its data, as the data doctor would say it."""
+    """Return what the data doctor said of a run that labels, then what the run itself knows of its data."""
     told, rows = found.told, found.told["rows"]
-    if "leaked_rows" in told:
-        leaked = {name: number for name, number in told["leaked_rows"].items() if number}
-        for name, number in leaked.items():
+    findings = [one for one in told.get("findings", []) if one["check"] != "resolution"]  # the run's own is told below
+    for one in findings:
+        yield one["level"], one["message"] + (f" → {one['action']}" if one["action"] else "")
+    leaks = {name: number for name, number in told.get("leaked_rows", {}).items() if name not in rows or not findings}
+    for name, number in leaks.items():
+        if number:
             of = f" ({100 * number / rows[name]:.1f} %)" if rows.get(name) else ""
             yield "warning", f"{count(number, f'{name} text')} also in train{of}"
-        if not leaked:
-            yield "good", "no text of validation or test stands in train"
-    skipped = {name: number for name, number in told.get("skipped_rows", {}).items() if number}
-    for name, number in skipped.items():
-        yield "warning", f"{count(number, 'row')} of {name} with an empty field left out"
+    if leaks and not any(leaks.values()):
+        yield "good", "no text of validation or test stands in train"
+    for name, number in told.get("skipped_rows", {}).items():
+        if number and not findings:
+            yield "warning", f"{count(number, 'row')} of {name} with an empty field left out"
     long = told.get("long_rows", {})
     if "max_length" in long:
         cut = {name: number for name, number in long.items() if name in rows and number}
@@ -457,8 +451,8 @@ def _made(found: Ended) -> Iterator[Any]:
         yield Code("The command that made it", place["command"])
     yield Code("The same again", f"finetune train --config {found.folder}/config.yaml output_dir=...")
     told, seconds = found.told, found.results["seconds"]
-    facts = [("model", str(found.results["model"])), ("licence of the model", _licence(found.config.get("model")))]
-    facts.append(("licence of the data", _data_licence(found.environment.get("data_sha256", {}))))
+    facts = [("model", str(found.results["model"]))]
+    facts += [(f"licence of the {what}", named) for what, named in licences(found.config, place).items()]
     if "parameters" in told:
         facts.append(("parameters", f"{told['parameters']:,}"))
     facts += [(f"seconds, {name}", duration(value)) for name, value in seconds.items()]
@@ -472,26 +466,6 @@ def _made(found: Ended) -> Iterator[Any]:
         yield Words(f"Versions: {versions}.")
     settings = [[Cell(name), Cell("" if value is None else str(value))] for name, value in found.config.items()]
     yield Folded("Every setting", [Table("config.yaml", ["setting", "value"], settings)])
-
-
-def _licence(model: Any) -> str:
-    """Return the licence that a model's card names, where the model is a folder on this machine."""
-    folder = shipped(f"checkpoints/{model}") if model in CHECKPOINTS else Path(str(model))
-    card = folder / "README.md"
-    if model is None:
-        return "made from random weights: yours"
-    if not card.is_file():
-        return "not known to this run: see the card of the model"
-    front = card.read_text(encoding="utf-8", errors="replace").split("---\n")[1:2]
-    named = [text.partition(":")[2].strip() for text in "".join(front).splitlines() if text.startswith("license:")]
-    return named[0] if named else "the card of the model names none"
-
-
-def _data_licence(files: Mapping[str, str]) -> str:
-    """Return the licence of the data where all of it came with the project."""
-    home = shipped("tickets").parent
-    own = bool(files) and all(Path(file).absolute().parent.parent == home for file in files)
-    return "Apache-2.0 (came with finetune)" if own else "not known to this run"
 
 
 def _score_cell(metric: str, score: Mapping[str, float] | None) -> Cell:

@@ -12,6 +12,7 @@ from finetune.terminal import count, difference, duration, is_percentage, line, 
 SHOWN_ERRORS = 3
 SHOWN_DISAGREEMENTS = 5
 HEADLINES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+ALIKE = 1.5  # times as long, which is not worth a number
 TESTS = {True: "exact McNemar", False: "approximate randomisation"}
 
 
@@ -84,14 +85,24 @@ def training_seconds(results: Mapping[str, Any]) -> float:
     return seconds
 
 
+def pace(results: Mapping[str, Any]) -> str:
+    """Return what training took beside the baseline: `took 70 times as long to train`; nothing where that was free."""
+    cheap, dear = results["baseline"]["seconds"]["train"], training_seconds(results)
+    if cheap <= 0.05:
+        return ""
+    if max(dear / cheap, cheap / dear) < ALIKE:
+        return "took as long to train"
+    if dear > cheap:
+        return f"took {dear / cheap:.0f} times as long to train"
+    return f"trained {cheap / dear:.0f} times as fast"
+
+
 def cost_lines(results: Mapping[str, Any]) -> list[str]:
     """Return what the model cost beside the baseline, its hardest pair of labels, and what the test set can show."""
     cheap, dear = results["baseline"]["seconds"]["train"], training_seconds(results)
     told = []
-    if cheap > 0.05:
-        slower = dear >= cheap
-        pace = f"took {dear / cheap:.0f} times as long" if slower else f"was {cheap / dear:.0f} times as fast"
-        told.append(f"It {pace} to train ({duration(dear)} against {duration(cheap)}).")
+    if took := pace(results):
+        told.append(f"It {took} ({duration(dear)} against {duration(cheap)}).")
     pair = results["diagnostics"].get("most_confused")
     if pair:
         told.append(f"The hardest pair: {' / '.join(pair['labels'])}.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from finetune import adapters, cpu, hardware, pretrained, trainer
 from finetune.adapters import AdapterConfig
-from finetune.config import configclass, field
+from finetune.config import configclass, field, refuse_for_model
 from finetune.data.batching import Batch, Examples, pad
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
@@ -181,14 +181,8 @@ def begin(settings: Settings, train: Split, task: Task) -> EncoderDecoder:
     if source is None:
         words = learn(train.sources(), train.targets(), settings.vocabulary)
         return build(settings.network, words, lengths, settings.seed, task)
-    sampling = settings.network.scheduled_sampling  # of the loop, not of the model
-    unread = {
-        "network": settings.network != NetworkConfig(scheduled_sampling=sampling),
-        "vocabulary": settings.vocabulary != VocabularyConfig(),
-    }
-    for name in (name for name, given in unread.items() if given):
-        what = f"settings of {name} are for random weights, and model={source.name} has its own {name}"
-        raise UserError(Exit.USAGE, f"{what}; leave them out, or model")
+    refuse_for_model(source.name, "network", settings.network, {"scheduled_sampling"})  # of the loop, not of the model
+    refuse_for_model(source.name, "vocabulary", settings.vocabulary)
     parts = load(Path(source.path))
     if parts.model.config.max_position_embeddings < _positions(lengths):
         most = f"{parts.model.config.max_position_embeddings} positions"

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune import adapters, hardware, pretrained
 from finetune.causal.model import WRITERS
-from finetune.config import flatten, to_tree
+from finetune.config import flatten, refuse_for_model, to_tree
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig
@@ -42,6 +42,10 @@ def begin(settings: Settings, train: Split) -> Writer:
         what = f"architecture={settings.architecture} begins without model={settings.model}"
         raise UserError(Exit.USAGE, f"{what}; give one of the two")
     adapters.check(settings.peft, settings.model)
+    if settings.architecture != "seq2seq":
+        reader = settings.encoder if settings.model is None else settings.model
+        refuse_for_model(reader, "network", settings.network)
+        refuse_for_model(reader, "vocabulary", settings.vocabulary)
     if settings.architecture != "auto":
         return FAMILIES[settings.architecture].begin(settings, train)
     if settings.model is None:
