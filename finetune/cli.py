@@ -338,8 +338,11 @@ def explain(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
-    output: Annotated[str, typer.Option("--output", help="folder to write")],
+    output: Annotated[str, typer.Option("--output", help="folder to write; with --checkpoint, file")],
     merge: Annotated[bool, typer.Option("--merge", help="a plain model of base and adapter, compared on test")] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="weights alone, of an update or `last`, of a run that may go on")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="file to compare on, in place of the test rows")] = None,
     as_json: Json = False,
 ) -> None:
@@ -347,10 +350,18 @@ def export(
 
     finetune export runs/x --output models/x
     finetune export runs/lora --merge --output models/merged
+    finetune export runs/stopped --checkpoint last --output model.safetensors
     """
     _quiet_environment()
     from finetune import commands, terminal
 
+    if checkpoint is not None:
+        if merge or data is not None:
+            raise UserError(Exit.USAGE, "--checkpoint writes weights as they are; leave out --merge and --data")
+        written = commands.export_weights(run, output, checkpoint)
+        if as_json:
+            return _print_json(written)
+        return _print(f"written   {output} · update {written['step']:,} · {terminal.size(written['bytes'])}")
     found = commands.export_model(run, output, merge=merge, data=data)
     if as_json:
         return _print_json(found)
