@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from finetune import processes
 from finetune.errors import Exit, UserError
 from finetune.run import disk_errors, read_json
 
@@ -27,8 +30,41 @@ class Checkpoint:
     step: int
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the tensors of one of its files (`model`, `optimizer`)."""
-        return dict(load_file(self.folder / f"{name}.safetensors"))
+        """Return the tensors of one of its files (`model`, `optimizer`), whole where processes wrote parts of them."""
+        if not self._is_parted(name):
+            return dict(load_file(self.folder / f"{name}.safetensors"))
+        from torch.distributed import checkpoint as parted
+
+        reader = self._reader(name)
+        stored = reader.read_metadata().state_dict_metadata
+        whole = {key: torch.empty(found.size, dtype=found.properties.dtype) for key, found in stored.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that one process alone reads
+            parted.load(whole, storage_reader=reader, no_dist=True)
+        return whole
+
+    def shapes(self, name: str) -> dict[str, torch.Size]:
+        """Return the shapes of the tensors of one of its files."""
+        if self._is_parted(name):
+            return {key: found.size for key, found in self._reader(name).read_metadata().state_dict_metadata.items()}
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+            names: list[str] = file.keys()
+            return {key: torch.Size(file.get_slice(key).get_shape()) for key in names}
+
+    def read_parts(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Fill parted tensors from one of its files, whoever wrote it; every process must call this."""
+        from torch.distributed import checkpoint as parted
+
+        parted.load(tensors, storage_reader=self._reader(name))
+
+    def _is_parted(self, name: str) -> bool:
+        return (self.folder / name).is_dir()
+
+    def _reader(self, name: str) -> Any:
+        from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+        # It reads all files of a folder; names in `model` and `optimizer` differ.
+        return HuggingFaceStorageReader(str(self.folder / name if self._is_parted(name) else self.folder))
 
     def state(self) -> dict[str, Any]:
         """Return the numbers saved beside the tensors."""
@@ -42,21 +78,36 @@ def save(
 
     Raises UserError (exit 74) where the disk is full; earlier checkpoints stay as they were.
     """
-    final = folder / f"step-{step:06d}"
-    temporary = folder / f".tmp-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with disk_errors(folder if folder.exists() else folder.parent):
-            temporary.mkdir(parents=True)
-            _fill(temporary, tensors, state)
-            if final.exists():  # a damaged one of the same step that was skipped on resume
-                shutil.rmtree(final)
-            temporary.rename(final)
-            _sync_folder(folder)
-    except (UserError, SafetensorError):
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return Checkpoint(final, step)
+    temporary = _begin(folder, step)
+    with _whole_or_absent(temporary):
+        for name, content in tensors.items():
+            save_file({key: value.contiguous() for key, value in content.items()}, temporary / f"{name}.safetensors")
+        _seal(temporary, state)
+    return Checkpoint(_final(temporary), step)
+
+
+def save_parts(
+    folder: Path, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint as `save` does, of parted tensors, each process its parts; every process must call this.
+
+    PyTorch's distributed checkpoint writes them, as safetensors whose headers say where a part belongs.
+    """
+    from torch.distributed import checkpoint as parted
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    temporary = processes.by_main(lambda: _begin(folder, step))
+    with _whole_or_absent(temporary):
+        for name, content in tensors.items():
+            writer = HuggingFaceStorageWriter(str(temporary / name), save_distributed=True)
+            try:
+                parted.save(content, storage_writer=writer)
+            except CheckpointException as error:  # of any process; told in all
+                raise next(iter(error.failures.values()))[0] from None
+        if processes.is_main():
+            _seal(temporary, state)
+    processes.wait()
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -131,16 +182,47 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, tor
     optimizer.load_state_dict({"state": state, "param_groups": numbers["param_groups"]})
 
 
-def _fill(folder: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> None:
-    for name, content in tensors.items():
-        save_file({key: value.contiguous() for key, value in content.items()}, folder / f"{name}.safetensors")
+def _begin(folder: Path, step: int) -> Path:
+    """Make the folder in which a checkpoint is written before it has its name."""
+    temporary = folder / f".tmp-step-{step:06d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(folder if folder.exists() else folder.parent):
+        temporary.mkdir(parents=True)
+    return temporary
+
+
+def _final(temporary: Path) -> Path:
+    return temporary.with_name(temporary.name.removeprefix(".tmp-"))
+
+
+@contextmanager
+def _whole_or_absent(temporary: Path) -> Iterator[None]:
+    """Take away what was written where the block fails."""
+    try:
+        with disk_errors(temporary.parent):
+            yield
+    except (UserError, SafetensorError):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _seal(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write numbers and hashes beside the tensors, wait for the disk, and give the folder its name."""
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1), encoding="utf-8")
-    for path in folder.iterdir():
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"sha256": hashes}, indent=1), encoding="utf-8")
+    for path in [*paths, manifest]:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-    _sync_folder(folder)
+    for place in [*(path for path in folder.iterdir() if path.is_dir()), folder]:
+        _sync_folder(place)
+    final = _final(folder)
+    if final.exists():  # a damaged one of the same step that was skipped on resume
+        shutil.rmtree(final)
+    folder.rename(final)
+    _sync_folder(final.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -369,8 +369,11 @@ def playground(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="folder of a run, or of a model")],
-    output: Annotated[str | None, typer.Option("--output", help="folder to write")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="folder to write; with --checkpoint, file")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="a plain model of base and adapter, compared on test")] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="weights alone, of an update or `last`, of a run that may go on")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="file to compare on, in place of the test rows")] = None,
     push: Annotated[str | None, typer.Option("--push", help="OWNER/NAME on the Hub to upload to")] = None,
     private: Annotated[
@@ -383,10 +386,19 @@ def export(
     finetune export runs/x --output models/x
     finetune export runs/lora --merge --output models/merged
     finetune export runs/x --push OWNER/NAME --public
+    finetune export runs/stopped --checkpoint last --output model.safetensors
     """
     _quiet_environment()
     from finetune import commands, terminal
 
+    if checkpoint is not None:
+        if output is None or merge or data is not None or push is not None:
+            what = "--checkpoint writes weights as they are, to --output FILE"
+            raise UserError(Exit.USAGE, f"{what}; give that, and leave out --merge, --data and --push")
+        weights = commands.export_weights(run, output, checkpoint)
+        if as_json:
+            return _print_json(weights)
+        return _print(f"written   {output} · update {weights['step']:,} · {terminal.size(weights['bytes'])}")
     options = commands.ExportOptions(output=output, merge=merge, data=data, push=push, private=private)
     found = commands.export_model(run, options)
     if as_json:

@@ -66,6 +66,7 @@ DEMO_LANGUAGES = ("en", "it", "de", "es", "fr")
 OF_AN_UPDATE = (
     "train.per_device_train_batch_size", "train.gradient_accumulation_steps", "train.max_tokens_per_batch"
 )  # fmt: skip
+OF_THE_PROCESSES = (*OF_AN_UPDATE, "train.sharding")  # may be others where a run goes on in another number of them
 NEVER = 1_000_000_000  # updates between evaluations, so that there is one alone, at the end
 
 
@@ -379,6 +380,15 @@ def _compared(runs: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
+def export_weights(run: str, output: str, checkpoint: str) -> dict[str, Any]:
+    """Write the weights of a run's checkpoint, `last` or that of an update, into one safetensors file.
+
+    Returns {"output", "step", "bytes"}.
+    """
+    step = export.weights(Run.open(run).checkpoints, checkpoint, Path(output))
+    return {"output": output, "step": step, "bytes": Path(output).stat().st_size}
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
     """Where an exported model goes: a folder, the Hub (its name there; None: it stays here), or both.
@@ -558,7 +568,7 @@ def _as_before(recipe: str, config: Any, folder: Path) -> Any:
     now = flatten(to_tree(config))
     if (began_with := _environment(folder).get("processes", 1)) != processes.world():
         _check_same_updates(before, began_with, now)
-        before |= {path: now[path] for path in OF_AN_UPDATE}
+        before |= {path: now[path] for path in OF_THE_PROCESSES}
     taken = {path: before.get(path) if now[path] == "auto" else now[path] for path in before if path in now}
     changed = [f"{path}: {before[path]} -> {value}" for path, value in taken.items() if value != before[path]]
     if changed:

@@ -1,4 +1,4 @@
-"""A run's model as a folder of its own: copied with its card, or with the adapter merged, and shown to be the same."""
+"""A run's model as a folder of its own, copied, or with its adapter merged and shown to be the same; or its weights."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune import adapters, pretrained
+from finetune import adapters, checkpoint, pretrained
 from finetune.data.batching import pad, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.report.card import ADAPTER
@@ -23,6 +24,7 @@ ROWS_AT_ONCE = 8
 LONGEST = 128  # tokens of a text that is compared; logits of a whole vocabulary take room
 CARD = "README.md"
 MERGED = "It was trained as an adapter, which is merged into its base here."
+WRAPPED = "network."  # before every name where the loop trains a model inside one that knows its loss
 Batches = Iterator[dict[str, Tensor]]
 
 
@@ -38,6 +40,32 @@ def copy(model: Path, output: Path) -> None:
     """Copy a model folder as it is, card and all; raises UserError (73) where there is something already."""
     with _new_folder(output) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
+
+
+def weights(checkpoints: Path, which: str, output: Path) -> int:
+    """Write the weights of a checkpoint, whole or in parts, into one safetensors file; return its update.
+
+    `which` is the number of an update, or `last`. Names are those of the model's own file. Raises UserError: 73 where
+    the file is there already, 66 where there is no such checkpoint, 74 where it is damaged.
+    """
+    if output.exists():
+        raise UserError(Exit.OUTPUT_TAKEN, f"--output {output} is there already; give another file")
+    there = checkpoint.saved(checkpoints)
+    step = max(there, default=-1) if which == "last" else int(which) if which.isdecimal() else -1
+    if step not in there:
+        known = ", ".join(map(str, sorted(there))) or "none"
+        raise UserError(Exit.NO_INPUT, f"--checkpoint {which}: no such checkpoint in {checkpoints} (there: {known})")
+    if (fault := checkpoint.verify(there[step])) is not None:
+        raise UserError(Exit.IO_FAILED, f"{there[step]} is damaged ({fault}); give another checkpoint")
+    tensors = checkpoint.Checkpoint(there[step], step).tensors("model")
+    prefix = WRAPPED if all(name.startswith(WRAPPED) for name in tensors) else ""
+    temporary = output.with_name(f".tmp-{output.name}")
+    with disk_errors(next(path for path in output.absolute().parents if path.exists())):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+        temporary.chmod(0o666 & output.parent.stat().st_mode)
+        temporary.rename(output)
+    return step
 
 
 def merge(model: Path, output: Path, texts: Texts) -> float:

@@ -17,13 +17,16 @@ CONSEQUENCES = {Exit.LOST, Exit.TERMINATED, -signal.SIGTERM}
 
 
 def is_wanted(processes: int | None, restarts: int) -> bool:
-    """Tell whether this process is to start others; raises UserError (2) where a launcher started another number."""
+    """Tell whether this process is to start others; raises UserError (2) for a launcher's other plans."""
     started = os.environ.get("WORLD_SIZE")
     if started is None and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
         what = "accelerate launch was asked for several processes and started one, as it does with --cpu"
         raise UserError(
             Exit.USAGE, f"{what}\ngive: finetune train ... --processes N, or torchrun -m finetune train ..."
         )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        what = "accelerate launch is configured for FSDP, which a training here does by itself"
+        raise UserError(Exit.USAGE, f"{what}\ntake it out of `accelerate config`, and give sharding=fsdp")
     if started is None:
         return restarts > 0 or (processes or 1) > 1
     if processes is not None and int(started) != processes:

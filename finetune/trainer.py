@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune import adapters, checkpoint, hardware, optim, processes, terminal
+from finetune import adapters, checkpoint, hardware, memory, optim, processes, terminal
 from finetune.config import configclass, field
 from finetune.data.batching import Batch, Examples, Order, Strategy, evaluation_batches, padded_tokens, share
 from finetune.errors import Exit, Interrupted, UserError
@@ -71,6 +71,12 @@ class TrainConfig:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
         "auto", "auto: bf16 where the hardware multiplies it"
     )
+    gradient_checkpointing: bool = field(
+        False, "keep what enters each layer and work out the rest again in backward: less memory, more time"
+    )
+    sharding: Literal["none", "fsdp"] = field(
+        "none", "fsdp: each of several processes holds a part of weights, gradients and moments; none: all of them"
+    )
     use_cpu: bool = field(False, "train on the CPU even where there is a GPU")
 
 
@@ -98,6 +104,8 @@ class Estimate:
     seconds: float
     memory: int
     disk: int
+    held: tuple[int, int] | None
+    """Bytes of weights, gradients and moments: of a process where they are sharded, and where they are not."""
 
 
 class Trainer:
@@ -121,12 +129,22 @@ class Trainer:
             raise TypeError("learning_rate=auto must be resolved before training")
         self.config, self.run, self.loss, self.seed, self.width = config, run, loss, seed, width
         self.accelerator = accelerator(config)
+        if config.gradient_checkpointing:
+            memory.recompute_activations(model)
+        self._shards: memory.Shards | None = None
+        if config.sharding == "fsdp":
+            self._shards = memory.Shards(model, self.accelerator.device)
+        trained = model if self._shards is None else self._shards.parts
         betas = (config.adam_beta1, config.adam_beta2)
-        groups = optim.parameter_groups(model, config.learning_rate, config.weight_decay, layer_decay)
+        groups = optim.parameter_groups(trained, config.learning_rate, config.weight_decay, layer_decay)
         optimizer = optim.adamw(groups, betas, config.adam_epsilon)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if processes.world() > 1:
-            self.model.broadcast_buffers = False  # tables of positions and the like, the same in all
+        if self._shards is not None:  # as `prepare`, without DDP; Accelerate's own FSDP plugin does nothing on CPUs
+            self.model = self.accelerator.prepare_model(trained, device_placement=False, evaluation_mode=True)
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+            if processes.world() > 1:
+                self.model.broadcast_buffers = False  # tables of positions and the like, the same in all
         self.progress = Progress()
         self.estimated_seconds: float | None = None
         self._after_first: tuple[int, float] | None = None
@@ -140,6 +158,8 @@ class Trainer:
         """
         plan = self.plan(examples)
         scheduler = self._scheduler(len(plan))
+        if self._shards is not None:
+            self._shards.release()
         self._restore(scheduler)
         self.model.train()
         with self._signals(), terminal.progress(processes.is_main()) as bar:
@@ -164,6 +184,8 @@ class Trainer:
                     raise Interrupted(interrupted, f"stopped at update {step + 1}; go on with --resume")
                 if stopping:
                     break
+        if self._shards is not None:
+            self._shards.gather()
         self._load_best()
         return self.progress
 
@@ -193,6 +215,8 @@ class Trainer:
         plan = self.plan(examples)
         costs = np.array([self._padded_tokens(update, examples.lengths) for _, update in plan])
         by_cost = np.argsort(costs)
+        if self._shards is not None:
+            self._shards.release()
         chosen = [by_cost[int(share * (len(plan) - 1))] for share in np.linspace(0.25, 0.75, updates)]
         self.model.train()
         self._update(0, plan[by_cost[-1]][1], examples)  # the largest first: the peak of memory
@@ -201,10 +225,14 @@ class Trainer:
             self._update(0, plan[index][1], examples)
         rate = costs[chosen].sum() / (time.perf_counter() - started)
         total = int(costs.sum())
-        memory = hardware.memory_peak(self.config.use_cpu)
+        peak = hardware.memory_peak(self.config.use_cpu)
         if self.accelerator.device.type == "cpu":
-            memory *= processes.on_this_machine()  # which share it
-        return Estimate(len(plan), total, total / rate, memory, self._disk())
+            peak *= processes.on_this_machine()  # which share it
+        held = None
+        if self._shards is not None:
+            held = self._shards.bytes_held()
+            self._shards.gather()  # its size is told, too
+        return Estimate(len(plan), total, total / rate, peak, self._disk(), held)
 
     def _disk(self) -> int:
         """Return the bytes of model/ and of the checkpoints, the best one among them, with two moments each, in fp32.
@@ -217,9 +245,15 @@ class Trainer:
         return 4 * (saved + (1 + self.config.save_total_limit) * (saved + 2 * trained))
 
     def unwrapped(self) -> nn.Module:
-        """Return the model without the wrappers of accelerate."""
+        """Return the model without the wrappers of accelerate, and whole; empty while its parts are trained."""
+        if self._shards is not None:
+            return self._shards.whole
         model: nn.Module = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return model
+
+    def _trained(self) -> nn.Module:
+        """Return what is trained without the wrappers of accelerate: the model, or its parts."""
+        return self.unwrapped() if self._shards is None else self._shards.parts
 
     # One update
 
@@ -229,13 +263,18 @@ class Trainer:
         torch.manual_seed(
             _step_seed(self.seed, step, rank)
         )  # no random state to save: dropout is a function of the step
-        parts = share(update, examples.lengths, rank, world, self.config.gradient_accumulation_steps)
-        # With fewer rows than processes one works on a row of another's, without weight: in backward all must meet.
-        weight = float(bool(parts))
-        batches = [examples.collate(part) for part in parts or [update[:1]]]
-        items = int(processes.summed(weight * sum(batch.items for batch in batches))[0])
+        accumulation = self.config.gradient_accumulation_steps
+        parts = share(update, examples.lengths, rank, world, accumulation)
+        # With fewer rows than others a process works on one of theirs, without weight: in backward all must meet, and
+        # with parts of a model in each micro-batch. The first process has most of them.
+        most = 1 if self._shards is None else len(share(update, examples.lengths, 0, world, accumulation))
+        idle = [update[:1]] * (most - len(parts))
+        weights = [1.0] * len(parts) + [0.0] * len(idle)
+        batches = [examples.collate(part) for part in (*parts, *idle)]
+        weighted = [weight * batch.items for weight, batch in zip(weights, batches, strict=True)]
+        items = int(processes.summed(sum(weighted))[0])
         losses = []
-        for number, batch in enumerate(batches, 1):
+        for number, (weight, batch) in enumerate(zip(weights, batches, strict=True), 1):
             with self._synchronised(last=number == len(batches)):
                 loss = self.loss(self.model, batch) * (weight * world / items)  # DDP averages over processes: undo it
                 self.accelerator.backward(loss)
@@ -250,7 +289,7 @@ class Trainer:
 
     @contextmanager
     def _synchronised(self, *, last: bool) -> Iterator[None]:
-        if last:
+        if last or self._shards is not None:  # gradients that wait for each other would be whole ones
             yield
         else:
             with self.accelerator.no_sync(self.model):
@@ -259,7 +298,7 @@ class Trainer:
     def _clip(self) -> float:
         if self.config.max_grad_norm == 0:
             return 0.0
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        norm = memory.whole_of(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
         return 0.0 if self.config.mixed_precision == "fp16" else float(norm)  # fp16 overflows are the scaler's business
 
     def _diverged(self, step: int, loss: float, names: list[str]) -> None:
@@ -317,7 +356,8 @@ class Trainer:
         return plan[step][0] != plan[step - 1][0]
 
     def _evaluate(self, evaluate: EvaluateFunction, epoch: int, greater_is_better: bool) -> None:
-        scores = evaluate()
+        with nullcontext() if self._shards is None else self._shards.gathered():
+            scores = evaluate()
         self.model.train()
         self.run.metric({"step": self.progress.step, "epoch": epoch, "validation": scores})
         name, progress = self.config.metric_for_best_model, self.progress
@@ -353,13 +393,15 @@ class Trainer:
         return self.config.save_steps is not None and self.progress.step % self.config.save_steps == 0
 
     def _save(self) -> None:
-        if processes.is_main():
+        if processes.is_main() or self._shards is not None:
             optimizer, numbers = checkpoint.pack_optimizer(self.optimizer.optimizer)
-            tensors = {"model": _unique_tensors(self.unwrapped()), "optimizer": optimizer}
+            tensors = {"model": _unique_tensors(self._trained()), "optimizer": optimizer}
             state = {"progress": dataclasses.asdict(self.progress), "optimizer": numbers}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
-            checkpoint.save(self.run.checkpoints, self.progress.step, tensors, state)
+            save = checkpoint.save if self._shards is None else checkpoint.save_parts
+            save(self.run.checkpoints, self.progress.step, tensors, state)
+        if processes.is_main():
             # A later step is a damaged one that was skipped on resume: it goes, and pushes no good one out.
             steps = sorted(step for step in checkpoint.saved(self.run.checkpoints) if step <= self.progress.step)
             checkpoint.prune(self.run.checkpoints, {self.progress.best_step, *steps[-self.config.save_total_limit :]})
@@ -378,14 +420,25 @@ class Trainer:
             return
         state = found.state()
         self.progress = Progress(**state["progress"])
-        _load_tensors(self.unwrapped(), found)
-        checkpoint.unpack_optimizer(self.optimizer.optimizer, found.tensors("optimizer"), state["optimizer"])
+        _load_tensors(self._trained(), found)
+        moments = found.tensors("optimizer") if self._shards is None else self._moments_of_parts(found)
+        checkpoint.unpack_optimizer(self.optimizer.optimizer, moments, state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         scheduler.last_epoch = self.progress.step  # the rates themselves came back with the optimizer's groups
         self.run.rewind_metrics(self.progress.step)
         self.run.updated = True
         self.run.say("resume", f"from update {self.progress.step}")
+
+    def _moments_of_parts(self, found: checkpoint.Checkpoint) -> dict[str, Tensor]:
+        """Read this process's parts of a checkpoint's moments; what is not parted, as their steps, is whole."""
+        trained = [parameter.detach() for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            name: torch.zeros_like(trained[int(name.partition(".")[0])]) if shape else torch.zeros(())
+            for name, shape in found.shapes("optimizer").items()
+        }
+        found.read_parts("optimizer", moments)
+        return moments
 
     def _load_best(self) -> None:
         if not self.config.load_best_model_at_end or self.progress.best_step in {0, self.progress.step}:
@@ -431,11 +484,14 @@ class Trainer:
 def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate and epochs by model and data, precision by hardware."""
     rate, epochs = config.learning_rate, config.num_train_epochs
+    precision = hardware.choose_precision(config.mixed_precision, config.use_cpu).value
+    if config.sharding == "fsdp":
+        memory.check_sharding(precision)
     return dataclasses.replace(
         config,
         learning_rate=optim.auto_learning_rate(width, classes) if rate == "auto" else rate,
         num_train_epochs=(optim.auto_epochs(rows, update_size(config), classes, width) if epochs == "auto" else epochs),
-        mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
+        mixed_precision=precision,
     )
 
 
@@ -483,27 +539,25 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's tensors, each storage once (tied embeddings have two names).
+    """Return the model's tensors, each once (tied embeddings have two names).
 
     Of one with an adapter only what is trained: the rest comes from its base.
     """
-    tensors = model.state_dict()
-    if adapters.is_adapted(model):
-        tensors = {name: tensors[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
-    seen: set[int] = set()
-    unique: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            unique[name] = tensor
-            seen.add(tensor.data_ptr())
-    return unique
+    adapted = adapters.is_adapted(model)
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad or not adapted}
+    if not adapted:
+        names |= {name for name, _ in model.named_buffers()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
 def _load_tensors(model: nn.Module, found: checkpoint.Checkpoint) -> None:
     """Put a checkpoint's weights into the model; raises UserError (2) where they are of another shape."""
-    own, tensors = _unique_tensors(model), found.tensors("model")
-    strange = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
+    own, shapes = _unique_tensors(model), found.shapes("model")
+    strange = sorted(own.keys() ^ shapes.keys()) or [name for name in own if own[name].shape != shapes[name]]
     if strange:
         what = f"{found.folder}: the checkpoint is of another model (they differ in {', '.join(strange[:3])})"
         raise UserError(Exit.USAGE, f"{what}\ngive the settings that the run began with, or another output_dir")
-    model.load_state_dict(tensors, strict=False)
+    if memory.is_parted(model):
+        found.read_parts("model", own)
+    else:
+        model.load_state_dict(found.tensors("model"), strict=False)

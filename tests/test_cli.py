@@ -90,6 +90,7 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(commands, "crosslingual", lambda *given, **named: found)
     merged = {"rows": 1, "largest_difference": 0.0, "tolerance": 1e-4, "bytes": 1, "private": True, "address": ""}
     monkeypatch.setattr(commands, "export_model", lambda *given, **named: merged)
+    monkeypatch.setattr(commands, "export_weights", lambda *given: {"step": 1, "bytes": 1})
     monkeypatch.setattr(commands, "report", lambda *given, **named: Path("a.html"))
     launched: list[tuple[int, int]] = []
 

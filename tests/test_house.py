@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "finetune.hub",
         "finetune.processes",
     ),
-    ("finetune.data.*", "finetune.checkpoint"),
+    ("finetune.data.*", "finetune.checkpoint", "finetune.memory"),
     ("finetune.adapters",),
     (
         *("finetune.baselines", "finetune.evaluation", "finetune.text_baselines", "finetune.text_evaluation"),

@@ -15,11 +15,13 @@ import numpy as np
 import pretexts
 import pytest
 import tiny_seq2seq as tiny
+import torch
 import updates
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from calling import ROOT, call, done, spawn, toy_files, write_csv
 from conftest import toy_rows
+from safetensors.torch import load_file
 
 from finetune import checkpoint, launch, processes
 from finetune.errors import Exit
@@ -45,7 +47,7 @@ def metrics(folder: Path) -> Metrics:
 
 
 def assert_same_updates(one: Path, other: Path) -> None:
-    """Compare two runs in losses, rates and norms of every update, validation, and the last weights."""
+    """Compare two runs in losses, rates and norms of every update, validation, and the last and the best weights."""
     first, second = metrics(one), metrics(other)
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
@@ -58,16 +60,23 @@ def assert_same_updates(one: Path, other: Path) -> None:
     last = [checkpoint.newest(folder / "checkpoints")[0] for folder in (one, other)]
     counted = [[found.state()["progress"][name] for name in ("items", "tokens")] for found in last if found is not None]
     assert counted[0] == counted[1]
-    tensors = [found.tensors("model") for found in last if found is not None]
-    assert tensors[0].keys() == tensors[1].keys()
-    for name, tensor in tensors[0].items():
-        np.testing.assert_allclose(tensor.numpy(), tensors[1][name].numpy(), rtol=1e-9, atol=1e-9)
+    assert_same_weights(*(found.tensors("model") for found in last if found is not None))
+    assert_same_weights(*(load_file(folder / updates.ENDED) for folder in (one, other)))
+
+
+def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Compare two models by their tensors."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        np.testing.assert_allclose(tensor.numpy(), other[name].numpy(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder in which two processes have made the updates and scores of every recipe's model."""
     folder = tmp_path_factory.mktemp("together")
+    with updates.in_float64():
+        updates.train("classification", folder / "whole", stop_in=4, per_device_train_batch_size=8)
     ended = torchrun(ROOT / "tests" / "updates.py", folder)
     assert ended.returncode == 0, ended.stderr
     return folder
@@ -82,8 +91,57 @@ def test_one_process_accumulation_and_two_processes_make_the_same_updates(
         updates.train(
             kind, tmp_path / "accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=4
         )  # fmt: skip
-    assert_same_updates(tmp_path / "alone", tmp_path / "accumulated")
-    assert_same_updates(tmp_path / "alone", together / kind)
+        updates.train(kind, tmp_path / "recomputed", per_device_train_batch_size=8, gradient_checkpointing=True)
+    for other in (tmp_path / "accumulated", tmp_path / "recomputed", together / kind, together / "sharded" / kind):
+        assert_same_updates(tmp_path / "alone", other)
+    assert not (together / kind / "checkpoints" / "step-000006" / "model").exists()
+    parts = together / "sharded" / kind / "checkpoints" / "step-000006" / "model"
+    assert len(list(parts.iterdir())) == 2
+
+
+def test_a_sharded_run_goes_on_in_any_number_of_processes_and_a_whole_one_in_parts(
+    together: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(together / "stopped", tmp_path / "alone")
+    with updates.in_float64():
+        updates.train("classification", tmp_path / "alone", resume=True, per_device_train_batch_size=8)
+    straight = together / "sharded" / "classification"
+    for resumed in (tmp_path / "alone", together / "resumed", together / "whole"):
+        assert_same_updates(straight, resumed)
+    assert metrics(straight) == metrics(together / "resumed")
+    ends = [checkpoint.Checkpoint(run / "checkpoints" / "step-000006", 6) for run in (straight, together / "resumed")]
+    for name in ("model", "optimizer"):
+        first, second = (end.tensors(name) for end in ends)
+        assert first.keys() == second.keys()
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+def test_with_fewer_rows_than_micro_batches_the_processes_of_a_sharded_run_still_meet(
+    together: Path, tmp_path: Path
+) -> None:
+    with updates.in_float64():
+        updates.train("language_model", tmp_path / "alone", per_device_train_batch_size=14)
+    assert_same_updates(tmp_path / "alone", together / "recomputed")
+
+
+def test_weights_in_parts_are_exported_as_one_file(together: Path, tmp_path: Path) -> None:
+    with updates.in_float64():
+        updates.train("classification", tmp_path / "alone", stop_in=4, per_device_train_batch_size=8)
+        wanted = checkpoint.Checkpoint(tmp_path / "alone" / "checkpoints" / "step-000004", 4).tensors("model")
+        language_model = updates.begun("language_model")[0].network
+    output = tmp_path / "new" / "model.safetensors"
+    exporting = ("export", together / "stopped", "--output", output, "--checkpoint")
+    done(*exporting, "last")
+    assert_same_weights(load_file(output), wanted)
+    assert call(*exporting, "last").code == Exit.OUTPUT_TAKEN
+    output.unlink()
+    refused = call(*exporting, "5")
+    assert refused.code == Exit.NO_INPUT
+    assert "--checkpoint 5: no such checkpoint" in refused.err
+    assert "(there: 3, 4)" in refused.err
+    assert call(*exporting, "last", "--merge").code == Exit.USAGE
+    done("export", together / "recomputed", "--output", output, "--checkpoint", 4, "--json")
+    assert language_model.load_state_dict(load_file(output), strict=False).missing_keys == ["lm_head.weight"]  # tied
 
 
 def test_two_processes_score_what_one_does_in_order_and_without_doubles(together: Path) -> None:
@@ -92,6 +150,9 @@ def test_two_processes_score_what_one_does_in_order_and_without_doubles(together
     for rank in (0, 1):
         found = json.loads((together / f"scores-{rank}.json").read_text())
         assert found.pop("said") == 0
+        part, whole, parameters = found.pop("held")
+        assert whole == 4 * 8 * parameters  # weight, gradient and two moments, in float64
+        assert part == pytest.approx(whole / 2, rel=0.02)
         assert found == alone
 
 
@@ -138,7 +199,7 @@ def accelerated(count: int) -> dict[str, str]:
     return dict(found)
 
 
-def test_a_launch_with_fewer_processes_than_asked_for_is_refused(
+def test_a_launch_with_fewer_processes_or_other_plans_than_asked_for_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = ("train", "bert_classification", f"output_dir={tmp_path / 'run'}")
@@ -153,6 +214,10 @@ def test_a_launch_with_fewer_processes_than_asked_for_is_refused(
     found = call(*asked, "--processes", 2)
     assert found.code == Exit.USAGE
     assert "--processes 2, but the launcher started 1" in found.err
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    found = call(*asked)
+    assert found.code == Exit.USAGE
+    assert "give sharding=fsdp" in found.err
     assert not (tmp_path / "run").exists()
 
 
@@ -195,13 +260,14 @@ def children(of: int) -> dict[str, int]:
 
 
 class Launched:
-    """A training in two processes that is watched, and disturbed."""
+    """A training in several processes that is watched, and disturbed."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, *arguments: object, processes: int = 2) -> None:
         self.folder, self.errors = folder, folder.with_suffix(".err")
+        command = (*arguments, f"output_dir={folder}", "--processes", processes)
         with self.errors.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "finetune", *map(str, arguments), f"output_dir={folder}", "--processes", "2"],
+                [sys.executable, "-m", "finetune", *map(str, command)],
                 env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL, stderr=stream,
             )  # fmt: skip
@@ -250,6 +316,26 @@ def test_a_killed_process_is_replaced_a_signal_to_one_stops_all_and_one_process_
     done(*asked, "train.per_device_train_batch_size=8", f"output_dir={folder}", "--resume")
     steps = [record["step"] for record in metrics(folder) if "loss" in record]
     assert steps == list(range(1, 361))
+
+
+@pytest.mark.reliability
+def test_a_sharded_run_outlives_kills_and_goes_on_in_fewer_processes(tiny_model: Path, tmp_path: Path) -> None:
+    model, folder = still(tiny_model, tmp_path / "model"), tmp_path / "run"
+    loop = ("train.num_train_epochs=20", "train.save_steps=5", "train.logging_steps=1", "sharding=fsdp")
+    asked = ("train", "bert_classification", f"model={model}", *toy_files(tmp_path), *TINY, *loop)
+    run = Launched(folder, *asked, "train.per_device_train_batch_size=4", "--max-restarts", 1, processes=3)
+    run.send("1", signal.SIGKILL, after=10)
+    while "from update" not in run.errors.read_text() and run.process.poll() is None:
+        time.sleep(0.1)
+    run.send("2", signal.SIGTERM, after=max(checkpoint.saved(folder / "checkpoints")) + 1)
+    code, errors = run.end()
+    assert code == Exit.TERMINATED, errors
+    assert errors.count("restart   1 of 1: process 1 was killed (SIGKILL)") == 1
+    size = "train.per_device_train_batch_size=6"
+    ended = spawn(*asked, size, f"output_dir={folder}", "--processes", 2, "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert [record["step"] for record in metrics(folder) if "loss" in record] == list(range(1, 81))
+    assert not list(folder.rglob(".tmp-*"))
 
 
 @pytest.mark.reliability
@@ -323,10 +409,12 @@ def commands_of_each_recipe(folder: Path, bert: Path, gpt2: Path) -> dict[str, l
 
 
 @pytest.mark.reliability
+@pytest.mark.parametrize("memory", [(), ("sharding=fsdp", "gradient_checkpointing=true")], ids=["whole", "parts"])
 def test_every_recipe_trains_in_two_processes_and_one_of_them_speaks_and_writes(
-    tiny_model: Path, tiny_gpt2: Path, tmp_path: Path
+    tiny_model: Path, tiny_gpt2: Path, tmp_path: Path, memory: tuple[str, ...]
 ) -> None:
     commands = commands_of_each_recipe(tmp_path, tiny_model, tiny_gpt2)
+    commands = {name: [*command, *memory] for name, command in commands.items()}
     (tmp_path / "commands.json").write_text(json.dumps(list(commands.values())))
     ended = torchrun(ROOT / "tests" / "each_recipe.py", tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -4,10 +4,12 @@ All in float64, in which a sum does not depend on how it is parted: what the los
 """
 
 import json
+import shutil
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -26,13 +29,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from finetune import classifier, processes, trainer
+from finetune import adapters, classifier, processes, trainer
+from finetune.adapters import AdapterConfig, Base
 from finetune.causal import model as language_models
 from finetune.causal import perplexity
 from finetune.causal.model import LanguageModel
 from finetune.causal.packing import IGNORED
 from finetune.data.batching import Batch, Examples, pad
 from finetune.data.columns import LabelMap
+from finetune.errors import Interrupted
 from finetune.first_token import read_only_first_token
 from finetune.generation import GenerationConfig, Pen, decoder_of, write_rows
 from finetune.pretraining import model as pretraining
@@ -46,6 +51,7 @@ from finetune.seq2seq.search import SearchConfig, search_all
 from finetune.summaries.encoder_decoders import EncoderDecoderWriter, PairModel
 from finetune.trainer import TrainConfig, Trainer
 
+ENDED = "ended.safetensors"  # the weights that a run ends with
 ROWS = 17  # updates of 8, 8 and 1: in the last there are fewer rows than processes
 SIZES = (1, 2, 3, 9, 11, 16)
 VOCABULARY = 29
@@ -144,9 +150,16 @@ def summary(of: list[np.ndarray]) -> Any:
     )
 
 
+def adapted(of: list[np.ndarray]) -> Any:
+    """Return model, loss and examples of a classifier with an adapter."""
+    model, *others = classification(of)
+    adapters.wrap(model, AdapterConfig(adapter="lora", rank=2), Base("bert", "", "bert", None), ())
+    return model, *others
+
+
 KINDS: dict[str, Callable[[list[np.ndarray]], Any]] = {
     "classification": classification, "translation": translation, "pretraining": pretrained,
-    "language_model": language_model, "summary": summary,
+    "language_model": language_model, "summary": summary, "adapted": adapted,
 }  # fmt: skip
 
 
@@ -168,16 +181,25 @@ def begun(kind: str, count: int = ROWS, seed: int = 0) -> Any:
     return model.double(), loss, found
 
 
-def train(kind: str, folder: Path, **settings: int) -> None:
-    """Make the updates of two epochs, in a run folder."""
+def train(kind: str, folder: Path, *, stop_in: int | None = None, resume: bool = False, **settings: Any) -> None:
+    """Make the updates of two epochs in a run folder, or go on with them; a signal may stop them in one of them."""
     model, loss, found = begun(kind)
     config = TrainConfig(**(SETTINGS | settings))
-    with Run(folder, quiet=True, crew=processes.crew()) as run:
+
+    def stopping(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        if loop.progress.step + 1 == stop_in:
+            signal.raise_signal(signal.SIGTERM)
+        total: torch.Tensor = loss(network, batch)
+        return total
+
+    with Run(folder, resume=resume, quiet=True, crew=processes.crew()) as run, suppress(Interrupted):
         run.start({}, {"data_sha256": {}})
-        loop = Trainer(model, config, run, loss=loss, seed=1)
+        loop = Trainer(model, config, run, loss=stopping, seed=1)
         loop.fit(
             found, lambda: {"loss": 0.0 if kind == "pretraining" else trainer.mean_loss(model, loss, found, config)}
         )
+        if processes.is_main():
+            save_file({name: part.detach() for name, part in model.named_parameters()}, folder / ENDED)
 
 
 def scores() -> dict[str, Any]:
@@ -206,13 +228,31 @@ def scores() -> dict[str, Any]:
     return found
 
 
+def held() -> list[int]:
+    """Return the bytes that a process holds of a sharded model, those that it would hold, and its parameters."""
+    model, loss, found = begun("classification")
+    loop = Trainer(model, TrainConfig(**SETTINGS, sharding="fsdp"), Run("unused", quiet=True), loss=loss, seed=1)
+    part, whole = loop.estimate(found).held or (0, 0)
+    return [part, whole, sum(parameter.numel() for parameter in model.parameters())]
+
+
 def main(folder: Path) -> None:
     """Train every kind in these processes, and write what each of them scored."""
     processes.join()
+    sharded: dict[str, Any] = {"per_device_train_batch_size": 4, "sharding": "fsdp"}
     with in_float64():
         for kind in KINDS:
             train(kind, folder / kind, per_device_train_batch_size=4)
+            train(kind, folder / "sharded" / kind, **sharded)
+        # Updates of 14 and 3 rows: of the last the first process has two micro-batches, the second one.
+        few: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 7, "sharding": "fsdp"}
+        train("language_model", folder / "recomputed", gradient_checkpointing=True, **few)
+        train("classification", folder / "stopped", stop_in=4, **sharded)
+        processes.by_main(lambda: shutil.copytree(folder / "stopped", folder / "resumed"))
+        for begun_before in ("resumed", "whole"):
+            train("classification", folder / begun_before, resume=True, **sharded)
         found = scores()
+        found["held"] = held()
     found["said"] = processes.by_main(lambda: processes.rank())
     (folder / f"scores-{processes.rank()}.json").write_text(json.dumps(found))
     processes.leave()

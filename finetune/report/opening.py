@@ -179,16 +179,26 @@ def say_estimate(run: Run, estimate: Estimate, config: TrainConfig, noun: str = 
         f"train {count(estimate.updates, 'update')} of {_update(config, noun)} "
         f"({estimate.tokens:,} padded tokens) · "
         f"memory about {size(estimate.memory)} of {size(hardware.memory_total())}\n"
+        f"{_held(estimate)}"
         f"{duration(low)} to {duration(high)} of training on this machine (3 updates measured) · "
         f"up to {size(estimate.disk)} on disk",
     )
-    return {
+    told = {
         "updates": estimate.updates,
         "tokens": estimate.tokens,
         "seconds": {"low": low, "high": high},
         "memory_bytes": estimate.memory,
         "disk_bytes": estimate.disk,
     }
+    return told if estimate.held is None else told | {"sharded_bytes": estimate.held[0]}
+
+
+def _held(estimate: Estimate) -> str:
+    """Say what a process of several holds of a sharded model, beside what passes through it."""
+    if estimate.held is None:
+        return ""
+    part, whole = (size(count) for count in estimate.held)
+    return f"a process holds {part} of the {whole} of weights, gradients and moments; to score, all weights too\n"
 
 
 def say_costs(run: Run, progress: Progress, estimated: float | None, items: str = "texts") -> dict[str, float]:

@@ -1,8 +1,9 @@
 """The Transformer (Vaswani et al. 2017), between embedded tokens and the vectors that the output layer reads."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -217,6 +218,8 @@ class Transformer(nn.Module):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
+        self.gradient_checkpointing = False  # with the function below what layers of transformers have: set together
+        self._gradient_checkpointing_func: Callable[..., Any]
         learned = settings.learned_positions
         self.source_positions = Positions(settings.positions, settings.dim, learned=learned)
         self.target_positions = Positions(settings.positions, settings.dim, learned=learned)
@@ -233,7 +236,7 @@ class Transformer(nn.Module):
         """Read a source: embedded (batch, source, dim), mask (batch, source)."""
         hidden = self.source_dropout(self.source_positions(embedded))
         for layer in self.encoder_layers:
-            hidden = layer(hidden, mask)
+            hidden = self._through(layer, hidden, mask)
         hidden = self.encoder_norm(hidden)
         return Memory(tuple(layer.cross_attention.memory(hidden) for layer in self.decoder_layers), mask)
 
@@ -295,5 +298,12 @@ class Transformer(nn.Module):
     def _decode(self, embedded: Tensor, memory: Memory, *, weights: bool) -> tuple[Tensor, Tensor | None]:
         hidden, last, looks = self.target_dropout(self.target_positions(embedded)), len(self.decoder_layers) - 1, None
         for index, layer in enumerate(self.decoder_layers):
-            hidden, looks = layer.looking(hidden, memory.layers[index], memory.mask, weights=weights and index == last)
+            looking = functools.partial(layer.looking, weights=weights and index == last)
+            hidden, looks = self._through(looking, hidden, memory.layers[index], memory.mask)
         return self.decoder_norm(hidden), looks
+
+    def _through(self, layer: Callable[..., Any], *inputs: Tensor) -> Any:
+        """Return what a layer makes of its inputs; what is inside may be forgotten until backward."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(layer, *inputs)
+        return layer(*inputs)
