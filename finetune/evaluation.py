@@ -407,14 +407,7 @@ def _most_confused(table: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]
 
 
 def _confident_errors(predictions: Predictions, texts: Sequence[str]) -> list[dict[str, Any]]:
-    if predictions.multi_label:
-        # how sure the system was of each decision, where the decision was wrong
-        sure = np.where(predictions.predicted > 0, predictions.probabilities, 1 - predictions.probabilities)
-        confidence = np.where(predictions.predicted != predictions.gold, sure, 0.0).max(axis=1)
-    else:
-        confidence = _decisions(predictions)[0]
-    wrong = np.flatnonzero(~predictions.right)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:ERRORS_SHOWN]
+    worst, confidence = worst_rows(predictions)
     return [
         {
             "id": predictions.ids[i],
@@ -425,6 +418,18 @@ def _confident_errors(predictions: Predictions, texts: Sequence[str]) -> list[di
         }
         for i in worst
     ]
+
+
+def worst_rows(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the up to 40 most confident mistakes, surest first, and the confidence of every row."""
+    if predictions.multi_label:
+        # how sure the system was of each decision, where the decision was wrong
+        sure = np.where(predictions.predicted > 0, predictions.probabilities, 1 - predictions.probabilities)
+        confidence = np.where(predictions.predicted != predictions.gold, sure, 0.0).max(axis=1)
+    else:
+        confidence = _decisions(predictions)[0]
+    wrong = np.flatnonzero(~predictions.right)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")][:ERRORS_SHOWN], confidence
 
 
 def _label_names(predictions: Predictions, values: np.ndarray) -> str | list[str]:

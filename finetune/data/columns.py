@@ -7,7 +7,7 @@ the rows of any readers. Sources with targets are in `finetune.data.sequences`.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -281,16 +281,21 @@ def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"
     empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
     if empty is not None or not texts:
         raise UserError(Exit.BAD_DATA, f"{name}:{empty or 1} is empty; give one text a line")
-    numbers = range(len(texts))
+    return from_columns(name, {column: texts})
+
+
+def from_columns(name: str, columns: Mapping[str, Sequence[str]]) -> Split:
+    """Make a split without labels or targets of texts by role (text, text_pair, source), one or more, all as long."""
+    size = len(next(iter(columns.values())))
     table = pa.table(
         {
-            "id": pa.array([str(number) for number in numbers], pa.string()),
-            column: pa.array(texts, pa.string()),
-            "file": pa.array([0] * len(texts), pa.int16()),
-            "line": pa.array([number + 1 for number in numbers], pa.int32()),
+            "id": pa.array([str(number) for number in range(size)], pa.string()),
+            **{role: pa.array(texts, pa.string()) for role, texts in columns.items()},
+            "file": pa.array([0] * size, pa.int16()),
+            "line": pa.array([number + 1 for number in range(size)], pa.int32()),
         }
     )
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(text for texts in columns.values() for text in texts).encode()).hexdigest()
     rows = datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16])
     return Split(name, rows, (name,), {name: digest}, numbered=True)
 
