@@ -1,4 +1,4 @@
-"""Where each head of each layer of a pretrained model looks, and which heads look most at the next token and the like."""
+"""Where each head of each layer of a pretrained model looks, and which look most at the next token and the like."""
 
 from dataclasses import dataclass
 

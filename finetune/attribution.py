@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from tokenizers import Encoding
 from torch import Tensor
 
 from finetune import classifier
+from finetune.baselines import Decision, TfidfModel
 from finetune.classifier import Classifier
-from finetune.data.columns import Split, from_columns
+from finetune.data.columns import LabelMap, Split, from_columns
 from finetune.data.encode import OnLong, encode, fit
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.trainer import TrainConfig
@@ -79,12 +80,19 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """A text, what the model says of it, and what its words did to the probability of `label`."""
+class Judged:
+    """A text, and what a model says of it: `predicted` has one label, multi-label any number."""
 
     row: Pair
     probabilities: dict[str, float]
-    predicted: list[str]  # one label; multi-label: any number
+    predicted: list[str]
+    multi_label: bool
+
+
+@dataclass(frozen=True)
+class Attribution(Judged):
+    """What the words of a text did to the probability of `label`."""
+
     label: str
     path: Path
     steps: int
@@ -92,8 +100,20 @@ class Attribution:
     cut: bool  # the model read a part of the text
 
 
+@dataclass(frozen=True)
+class ByFeatures(Judged):
+    """What the features of a text add to TF-IDF's decision value for a label."""
+
+    decision: Decision
+
+
 def explain(
-    parts: Classifier, data: Split, reading: Reading, settings: TrainConfig, label: str | None = None, steps: int = STEPS
+    parts: Classifier,
+    data: Split,
+    reading: Reading,
+    settings: TrainConfig,
+    label: str | None = None,
+    steps: int = STEPS,
 ) -> list[Attribution]:
     """Say for each row which words speak for a label, and which against: the predicted one, or `label`.
 
@@ -101,8 +121,7 @@ def explain(
     """
     chosen = None if label is None else label_number(label, parts.labels.names)
     settings = dataclasses.replace(settings, mixed_precision="no")
-    names, multi_label = parts.labels.names, parts.labels.multi_label
-    found = []
+    names, found = parts.labels.names, []
     for row, length in zip(_rows(data), encode(data, parts.tokenizer, *reading).full_lengths, strict=True):
         places = _places(row, fit(parts.tokenizer, *row, *reading))
         share, changed = _hidden(parts, row, places.values(), reading, settings)
@@ -112,12 +131,9 @@ def explain(
             dataclasses.replace(word, hidden=None if other is None else float(other[number] - share[number]))
             for word, other in zip(path.words, changed, strict=True)
         ]
-        decided = share >= 0.5 if multi_label else np.arange(len(names)) == share.argmax()
         found.append(
             Attribution(
-                row=row,
-                probabilities=dict(zip(names, share.tolist(), strict=True)),
-                predicted=[name for name, on in zip(names, decided, strict=True) if on],
+                **_judged(row, share, parts.labels),
                 label=names[number],
                 path=dataclasses.replace(path, words=words),
                 steps=steps,
@@ -126,6 +142,23 @@ def explain(
             )
         )
     return found
+
+
+def explain_features(model: TfidfModel, data: Split, label: str | None = None) -> list[ByFeatures]:
+    """Say for each row which features speak for a label, and which against: the predicted one, or `label`.
+
+    Multi-label: the most probable one. Raises UserError (2) for a label that there is not.
+    """
+    chosen = None if label is None else label_number(label, model.labels)
+    shares = model.predict_proba(data.texts(), data.pairs())
+    numbers = [int(share.argmax()) if chosen is None else chosen for share in shares]
+    labels = LabelMap(model.labels, model.multi_label)
+    return [
+        ByFeatures(**_judged(row, share, labels), decision=decision)
+        for row, share, decision in zip(
+            _rows(data), shares, model.decisions(data.texts(), numbers, data.pairs()), strict=True
+        )
+    ]
 
 
 def label_number(label: str, names: Sequence[str]) -> int:
@@ -273,8 +306,20 @@ def _without(texts: Sequence[str], place: Place, mask: str | None) -> list[str]:
     return [*texts[: place.column], changed, *texts[place.column + 1 :]]
 
 
+def _judged(row: Pair, share: np.ndarray, labels: LabelMap) -> dict[str, Any]:
+    """Return the fields of Judged."""
+    decided = share >= 0.5 if labels.multi_label else np.arange(len(share)) == share.argmax()
+    return {
+        "row": row,
+        "probabilities": dict(zip(labels.names, share.tolist(), strict=True)),
+        "predicted": [name for name, on in zip(labels.names, decided, strict=True) if on],
+        "multi_label": labels.multi_label,
+    }
+
+
 def _rows(data: Split) -> list[Pair]:
-    return [Pair(*both) for both in zip(data.texts(), data.pairs() or [None] * len(data), strict=True)]
+    pairs: Sequence[str | None] = data.pairs() or [None] * len(data)
+    return [Pair(*both) for both in zip(data.texts(), pairs, strict=True)]
 
 
 def _baseline_token(parts: Classifier) -> int:

@@ -86,9 +86,7 @@ def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
         body = pretrained.load_encoder(name, use_cpu=use_cpu)
         if type(body.model.config) not in MODEL_FOR_MASKED_LM_MAPPING or body.model.config.is_decoder:
             what = f"model={name} ({type(body.model).__name__}) is no model that fills gaps"
-            raise UserError(
-                Exit.BAD_DATA, f"{what}, which reads a text from both sides; give a BERT, e.g. mini-mbert"
-            )
+            raise UserError(Exit.BAD_DATA, f"{what}, which reads a text from both sides; give a BERT, e.g. mini-mbert")
     return Meter(name, body.source.identity, body.model, body.tokenizer)
 
 

@@ -14,7 +14,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tokenizers import Encoding
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from finetune import adapters, hardware, hub
 from finetune.adapters import AdapterConfig, Base

@@ -99,7 +99,8 @@ def _vector(encoder: Encoder, context: str, span: tuple[int, int], layer: int) -
         what = f"the word stands beyond the {encoder.longest} tokens that {encoder.source.name} reads"
         raise UserError(Exit.BAD_DATA, f"{what}: {context[:60]!r}...; give a shorter context")
     states = encoder.model(**encoder.inputs(piece), output_hidden_states=True).hidden_states[layer]
-    return states[0, inside].mean(dim=0).double().cpu().numpy()
+    vector: np.ndarray = states[0, inside].mean(dim=0).double().cpu().numpy()
+    return vector
 
 
 def _groups(cosines: np.ndarray) -> np.ndarray:
