@@ -57,7 +57,7 @@ def word_in_contexts(encoder: Encoder, word: str, contexts: Sequence[str], layer
     layers = int(encoder.model.config.num_hidden_layers)
     layer = default_layer(layers) if layer is None else layer
     if layer > layers:
-        raise UserError(Exit.USAGE, f"--layer {layer}: {encoder.source.name} has {layers} layers (0: the embeddings)")
+        raise UserError(Exit.USAGE, f"--layer {layer}: {encoder.source.name} has the layers 0 (embeddings) to {layers}")
     if len(contexts) < FEWEST:
         what = f"{len(contexts)} context{'' if len(contexts) == 1 else 's'} of {word!r}"
         raise UserError(Exit.BAD_DATA, f"{what}; give {FEWEST} or more: --contexts FILE, or --text often")

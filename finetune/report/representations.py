@@ -8,12 +8,12 @@ import numpy as np
 from finetune.attention_heads import Heads
 from finetune.report import pictures
 from finetune.report.explanation import TITLE_WIDTH, WIDTH, clipped, column, wrapped
-from finetune.terminal import line, printable
+from finetune.terminal import count, line, printable
 from finetune.word_vectors import WordInContexts
 
 SHOWN_HEADS = 3
 AROUND = 34  # characters of a context in the picture, the word in their middle
-COSINE_WIDTH = 18
+CONTEXT_WIDTH = WIDTH - 20  # columns of a context in the terminal; behind it stands the nearest one
 
 
 def draw_heads(found: Heads, path: Path) -> None:
@@ -25,7 +25,8 @@ def draw_heads(found: Heads, path: Path) -> None:
 def heads_lines(found: Heads, picture: Path) -> list[str]:
     """Return the size of it all, which heads look most at the next token and the like, and where the picture is."""
     layers, heads, tokens, _ = found.weights.shape
-    size = f"{layers} layers x {heads} heads of {found.model} · {tokens} tokens, an even share is {1 / tokens:.2f}"
+    size = f"{count(layers, 'layer')} x {count(heads, 'head')} of {found.model}"
+    size += f" · {tokens} tokens, an even share is {1 / tokens:.2f}"
     lines = [line("attention", size)]
     lines.append(line("tokens", wrapped(" ".join(found.tokens))))
     lines += [line("" if number else "heads", told) for number, told in enumerate(_habits(found))]
@@ -62,7 +63,7 @@ def contexts_lines(found: WordInContexts, picture: Path) -> list[str]:
     lines = [line("word", size)]
     for group in range(found.groups.max() + 1):
         rows = np.flatnonzero(found.groups == group).tolist()
-        told = [f"{row + 1:>2} {column(_around(found, row, WIDTH - COSINE_WIDTH), WIDTH - COSINE_WIDTH - 3)}"
+        told = [f"{row + 1:>2} {column(_around(found, row, CONTEXT_WIDTH), CONTEXT_WIDTH)}"
                 f" nearest {found.nearest(row) + 1:>2} {found.cosines[row, found.nearest(row)]:.2f}"
                 for row in rows]  # fmt: skip
         lines.append(line(f"group {group + 1}", "\n".join(told)))

@@ -74,7 +74,7 @@ def mattered(
         reading = _reading(parts, config)
         found = processes.by_main(lambda: attribution.of_errors(parts, worst, labels.tolist(), reading))
         told = [[(word.place.text, word.gradients) for word in words] for words in found]
-    shown = ([{"word": word, "share": round(share, 4)} for word, share in each] for each in told)
+    shown = ([{"word": word, "share": float(f"{share:.4g}")} for word, share in each] for each in told)
     return dict(zip(worst.ids(), shown, strict=False))
 
 
