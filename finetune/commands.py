@@ -308,7 +308,11 @@ def explain(run: str, asked: Asked, output: str | None = None) -> Shown:
         for text in texts:
             _check_text(option, text)
     folder, module, config = _trained(run, asked.reading)
+    as_page = output is not None and Path(output).suffix.lower() == ".html"
     if hasattr(module, "explain"):
+        if as_page:
+            what = f"--output {output}: a run that writes has a picture; give a name in .svg or .png"
+            raise UserError(Exit.USAGE, what)
         _refuse(run, "writes texts", asked, ("pairs", "file", "label", "steps"))
         if len(asked.texts) != 1:
             raise UserError(Exit.USAGE, f"{run} writes texts: give one --text at a time")
@@ -319,7 +323,6 @@ def explain(run: str, asked: Asked, output: str | None = None) -> Shown:
         raise UserError(Exit.USAGE, f"{what}\nof any BERT or GPT-2: --attention, or --word WORD")
     _refuse(run, "labels texts", asked, ("target",))
     inputs = _asked_rows(run, config, asked)
-    as_page = output is not None and Path(output).suffix.lower() == ".html"
     if output is not None and not as_page and len(inputs) > 1:
         raise UserError(Exit.USAGE, f"--output {output}: a picture is of one text; of several give a name in .html")
     found = reporting.explain(folder, inputs, config, asked.label, asked.steps)
