@@ -109,6 +109,34 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Feature:
+    """A feature that a text has: its tf-idf value times its weight for a label is what it adds to the decision."""
+
+    name: str
+    value: float
+    weight: float
+
+    @property
+    def added(self) -> float:
+        """Return what the feature adds to the decision value of the label."""
+        return self.value * self.weight
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why a text has its decision value for a label: bias, and every feature, the strongest first."""
+
+    label: str
+    bias: float
+    features: list[Feature]
+
+    @property
+    def value(self) -> float:
+        """Return the decision value: the sum of all."""
+        return self.bias + sum(feature.added for feature in self.features)
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A linear model that the folds may choose."""
 
@@ -159,6 +187,20 @@ class TfidfModel:
             label: [(names[i], float(self.linear.weights[i, column])) for i in order[:, column]]
             for column, label in enumerate(self.labels)
         }
+
+    def decisions(
+        self, texts: Sequence[str], labels: Sequence[int], pairs: Sequence[str] | None = None
+    ) -> list[Decision]:
+        """Return for each text what its features add to the decision value of a label, given by number."""
+        names, matrix = self.features.names(), self.features.matrix(Texts(texts, pairs)).astype(np.float64)
+        found = []
+        for row, label in enumerate(labels):
+            ends = matrix.indptr[row : row + 2]
+            held = zip(matrix.indices[slice(*ends)], matrix.data[slice(*ends)], strict=True)
+            features = [Feature(names[i], float(value), float(self.linear.weights[i, label])) for i, value in held]
+            strongest = sorted(features, key=lambda feature: -abs(feature.added))
+            found.append(Decision(self.labels[label], float(self.linear.bias[label]), strongest))
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder: arrays and vocabularies with skops (no pickle), the rest as JSON."""

@@ -15,9 +15,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune import hardware, pretrained, processes, significance
+from finetune import pretrained, processes, significance
 from finetune.data.batching import evaluation_batches, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.significance import Sample
@@ -83,18 +83,11 @@ def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
     if name is None:
         return None
     with pretrained.called(SETTING):
-        source = pretrained.locate(name)
-        tokenizer = pretrained.load_tokenizer(source)
-        model = pretrained.load_model(AutoModel, source, tokenizer)
-        fault = ""
-        if model.config.is_encoder_decoder:
-            fault = "is an encoder-decoder"
-        elif type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING or model.config.is_decoder:
-            fault = "is no model that fills gaps, which reads a text from both sides"
-        if fault:
-            what = f"model={name} ({type(model).__name__}) {fault}"
-            raise UserError(Exit.BAD_DATA, f"{what}; give a BERT, e.g. mini-mbert")
-    return Meter(name, source.identity, model.eval().to(hardware.device_type(use_cpu)), tokenizer)
+        body = pretrained.load_encoder(name, use_cpu=use_cpu)
+        if type(body.model.config) not in MODEL_FOR_MASKED_LM_MAPPING or body.model.config.is_decoder:
+            what = f"model={name} ({type(body.model).__name__}) is no model that fills gaps"
+            raise UserError(Exit.BAD_DATA, f"{what}, which reads a text from both sides; give a BERT, e.g. mini-mbert")
+    return Meter(name, body.source.identity, body.model, body.tokenizer)
 
 
 def row_scores(meter: Meter, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:

@@ -52,6 +52,10 @@ class Classifier:
         kind = str(self.model.config.model_type)
         return {"bert": "BERT", "gpt2": "GPT-2", "roberta": "RoBERTa", "distilbert": "DistilBERT"}.get(kind, kind)
 
+    def shares(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of logits (rows, labels): of one label among all, multi-label of each by itself."""
+        return torch.sigmoid(logits) if self.labels.multi_label else torch.softmax(logits, dim=-1)
+
     def save(self, folder: Path) -> None:
         """Write weights, config with the label names, and tokenizer, so that from_pretrained loads them."""
         pretrained.save_model(self.model, folder)
@@ -237,8 +241,7 @@ def predict(classifier: Classifier, encoded: Encoded, config: TrainConfig) -> Sc
     def score(chosen: np.ndarray) -> np.ndarray:
         batch = examples.collate(chosen)
         logits = model(**{name: tensor.to(device) for name, tensor in batch.tensors.items()}).logits.float()
-        share = torch.sigmoid(logits) if classifier.labels.multi_label else torch.softmax(logits, dim=-1)
-        return share.double().cpu().numpy()
+        return classifier.shares(logits).double().cpu().numpy()
 
     # One block around all batches, so that each weight is cast to bf16 once, not once a batch.
     with torch.inference_mode(), hardware.autocast(device, config.mixed_precision):

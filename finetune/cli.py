@@ -309,30 +309,65 @@ def _print_generated(found: list[dict[str, Any]]) -> None:
 
 @app.command()
 def explain(
-    run: Annotated[str, typer.Argument(help="folder of a seq2seq run, or of its model")],
-    text: Annotated[str, typer.Option("--text", help="the source")],
-    target: Annotated[str | None, typer.Option("--target", help="a text to look at instead of the model's own")] = None,
-    output: Annotated[str | None, typer.Option("--output", help="SVG file to write; default RUN/explain/...")] = None,
+    run: Annotated[str, typer.Argument(help="folder of a run, or of a model; with --attention or --word also a name")],
+    text: Annotated[list[str] | None, typer.Option("--text", help="a text; may come often")] = None,
+    text_pair: Annotated[list[str] | None, typer.Option("--text-pair", help="second text of each --text")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="file of texts to label, in place of --text")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="what a seq2seq run is taken to have written")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="explain this label; default the predicted one")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="of integrated gradients; default 64")] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="where each head of each layer looks")] = False,
+    word: Annotated[str | None, typer.Option("--word", help="compare this word's vectors over contexts")] = None,
+    contexts: Annotated[str | None, typer.Option("--contexts", help="file of contexts of --word, one a line")] = None,
+    layer: Annotated[int | None, typer.Option("--layer", min=0, help="of --word; default two thirds up")] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    id_column: IdColumn = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="picture to write, .svg or .png; of labelled texts also .html")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show which source tokens a translation or the like looked at, as a table and a picture.
+    """Show which words speak for the label of a text; where a writer, or any attention head, looks; a word in contexts.
 
-    finetune explain runs/translation --text "A man in a red hat sleeps."
+    finetune explain runs/x --text "my card was swallowed" --output why.html
     finetune explain runs/translation --text "A man sleeps." --target "Ein Mann schläft." --output map.svg
+    finetune explain runs/x --attention --text "my card was swallowed"
+    finetune explain minilm --word bank --contexts contexts.txt
     """
     _quiet_environment()
-    from finetune import commands
-    from finetune.report.explanation import explanation_json, explanation_lines
+    from finetune import commands, terminal
 
-    if output is not None:
-        _check_output(output)
-        if Path(output).suffix.lower() != ".svg":
-            raise UserError(Exit.USAGE, f"--output {output}: the picture is SVG; give a name that ends in .svg")
-    found, picture = commands.explain(run, text, target=target, output=output)
+    texts, pairs = list(text or []), list(text_pair or [])
+    reading = _reading(
+        text_column=text_column, text_pair_column=text_pair_column, id_column=id_column, encoding=encoding,
+        delimiter=delimiter,
+    )  # fmt: skip
+    shows_labels = not attention and word is None
+    _check_picture(output, page=shows_labels)
+    of_labels = [pairs, input, target, label, steps, reading]
+    if (attention and word is not None) or (not shows_labels and any(of_labels)):
+        raise UserError(Exit.USAGE, "--attention and --word stand alone, with --text and --output")
+    if word is None and (contexts is not None or layer is not None):
+        raise UserError(Exit.USAGE, "--contexts and --layer are of --word; give --word WORD")
+    if not texts and input is None and contexts is None:
+        raise UserError(Exit.USAGE, "missing option '--text'; finetune explain --help")
+    if texts and (input or contexts):
+        raise UserError(Exit.USAGE, "give texts by --text or in a file, not both")
+    if attention:
+        if len(texts) != 1:
+            raise UserError(Exit.USAGE, "--attention is of one --text")
+        shown = commands.show_attention(run, texts[0], output)
+    elif word is not None:
+        shown = commands.show_word(run, word, contexts or texts, layer=layer, output=output)
+    else:
+        shown = commands.explain(run, commands.Asked(texts, pairs, input, reading, target, label, steps), output)
     if as_json:
-        return _print_json(explanation_json(found, picture))
-    for line in explanation_lines(found, picture):
-        _print(line)
+        return _print_json(shown.json)
+    for part in shown.lines(terminal.is_coloured()):
+        _print(part)
     return None
 
 
@@ -692,6 +727,15 @@ def _reading(**given: str | None) -> list[str]:
 def _check_output(path: str, option: str = "--output") -> None:
     if not Path(path).absolute().parent.is_dir():
         raise UserError(Exit.IO_FAILED, f"{option} {path}: there is no folder {Path(path).parent}")
+
+
+def _check_picture(path: str | None, *, page: bool) -> None:
+    if path is not None:
+        _check_output(path)
+        fits = {".svg": "SVG", ".png": "PNG"} | ({".html": "a page"} if page else {})
+        if Path(path).suffix.lower() not in fits:
+            listed = " or ".join(fits)
+            raise UserError(Exit.USAGE, f"--output {path}: give a name that ends in {listed}")
 
 
 def _check_page(path: str | None, option: str = "--report") -> None:

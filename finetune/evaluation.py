@@ -168,6 +168,22 @@ def diagnose(predictions: Predictions, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def worst_decisions(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the up to 40 surest mistakes: rows, the label that was decided on wrongly, how sure, (n,) each.
+
+    Multi-label: of a row's wrong decisions the surest counts, on a label that was given or left out.
+    """
+    if predictions.multi_label:
+        sure = np.where(predictions.predicted > 0, predictions.probabilities, 1 - predictions.probabilities)
+        of_wrong = np.where(predictions.predicted != predictions.gold, sure, 0.0)
+        label, confidence = of_wrong.argmax(axis=1), of_wrong.max(axis=1)
+    else:
+        label, confidence = predictions.predicted, _decisions(predictions)[0]
+    wrong = np.flatnonzero(~predictions.right)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:ERRORS_SHOWN]
+    return worst, label[worst], confidence[worst]
+
+
 def by_length(predictions: Predictions, texts: Sequence[str]) -> list[dict[str, float]]:
     """Return the accuracy of buckets of rows by the words of their text: {"from", "to", "rows", "accuracy", low, high}.
 
@@ -407,23 +423,16 @@ def _most_confused(table: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]
 
 
 def _confident_errors(predictions: Predictions, texts: Sequence[str]) -> list[dict[str, Any]]:
-    if predictions.multi_label:
-        # how sure the system was of each decision, where the decision was wrong
-        sure = np.where(predictions.predicted > 0, predictions.probabilities, 1 - predictions.probabilities)
-        confidence = np.where(predictions.predicted != predictions.gold, sure, 0.0).max(axis=1)
-    else:
-        confidence = _decisions(predictions)[0]
-    wrong = np.flatnonzero(~predictions.right)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:ERRORS_SHOWN]
+    worst, _, confidence = worst_decisions(predictions)
     return [
         {
             "id": predictions.ids[i],
             "text": texts[i],
             "gold": _label_names(predictions, predictions.gold[i]),
             "predicted": _label_names(predictions, predictions.predicted[i]),
-            "probability": float(confidence[i]),
+            "probability": float(sure),
         }
-        for i in worst
+        for i, sure in zip(worst, confidence, strict=True)
     ]
 
 

@@ -14,9 +14,17 @@ import torch
 import transformers
 from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Encoding
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from finetune import adapters, hub
+from finetune import adapters, hardware, hub
 from finetune.adapters import AdapterConfig, Base
 from finetune.checkpoint import sha256
 from finetune.data.shipped import CHECKPOINTS, shipped
@@ -63,6 +71,26 @@ class Source:
     path: str
     identity: str
     adapter: AdapterConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A pretrained model without a head, with its tokenizer: what it makes of each token of a text."""
+
+    source: Source
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def longest(self) -> int:
+        """Return how many tokens it reads of a text, special ones included."""
+        return context_limit(self.model.config, self.tokenizer)
+
+    def inputs(self, piece: Encoding) -> dict[str, torch.Tensor]:
+        """Return the tokens of one text as the model takes them, (1, tokens) each."""
+        named = {"input_ids": piece.ids, "attention_mask": piece.attention_mask, "token_type_ids": piece.type_ids}
+        wanted = {"input_ids", *self.tokenizer.model_input_names} & set(named)
+        return {name: torch.tensor([named[name]], device=self.model.device) for name in wanted}
 
 
 def locate(model: str) -> Source:
@@ -189,6 +217,20 @@ def load_model(auto_class: Any, source: Source, tokenizer: PreTrainedTokenizerBa
         new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
         adapters.wrap(model, source.adapter, as_base(source), new)
     return model
+
+
+def load_encoder(model: str, *, use_cpu: bool = False) -> Encoder:
+    """Load the body of a BERT, GPT-2 or the like, an adapter merged; raises UserError as `locate` does.
+
+    And 65 for an encoder-decoder, which reads no text by itself.
+    """
+    source = locate(model)
+    tokenizer = load_tokenizer(source)
+    body = load_model(AutoModel, source, tokenizer)
+    if body.config.is_encoder_decoder:
+        what = f"model={model} ({type(body).__name__}) is an encoder-decoder"
+        raise UserError(Exit.BAD_DATA, f"{what}; give a BERT, e.g. mini-mbert")
+    return Encoder(source, body.eval().to(hardware.device_type(use_cpu)), tokenizer)
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:

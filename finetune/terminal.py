@@ -1,5 +1,6 @@
 """What people read in the terminal: numbers and times in words, and lines on stderr."""
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,11 @@ def difference(comparison: Mapping[str, Any]) -> str:
     scale = 1 if is_percentage(comparison["metric"]) else 100
     value, low, high = (scale * comparison[key] for key in ("difference", "low", "high"))
     return f"{value:+.1f} points of {comparison['metric']} [{low:.1f}, {high:.1f}]"
+
+
+def is_coloured() -> bool:
+    """Tell whether what is printed may have colours: stdout is a terminal, and nobody said NO_COLOR."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from finetune.causal.model import load_trained
-from finetune.data.columns import from_lines
+from finetune.data.columns import from_columns
 from finetune.data.sequences import PairsConfig
 from finetune.errors import Exit, UserError
 from finetune.explain import has_attention
@@ -98,6 +98,7 @@ def answering(run: Run, recipe: ModuleType, config: Any) -> Answering:
     writes = isinstance(config.data, PairsConfig)
     looks = hasattr(recipe, "explain") and has_attention(run.loaded(networks.load))
     in_pairs = not writes and config.data.text_pair_column is not None
+    roles = ["source"] if writes else ["text", "text_pair"] if in_pairs else ["text"]
     turn = threading.Lock()  # what is said of one text is not mixed with what is said of another
 
     def answer(texts: Sequence[str]) -> Answer:
@@ -110,7 +111,7 @@ def answering(run: Run, recipe: ModuleType, config: Any) -> Answering:
                 figure, left_out = explanation.drawn(found)
                 picture = pictures.inline(figure, "What each token of the text looked at")
                 return Answer(found.text, None, picture, [*run.heard(), *([left_out] if left_out else [])])
-            given = from_lines("page", texts[:1], "source" if writes else "text", texts[1:] if in_pairs else None)
+            given = from_columns("page", {role: [text] for role, text in zip(roles, texts, strict=True)})
             row = recipe.predict(config, run, given)[0]
             return Answer(_answer(row["predicted"]), row.get("probabilities"), "", run.heard())
 

@@ -81,7 +81,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     rates = opening.say_costs(run, progress, loop.estimated_seconds)
     run.save_model(parts.save)
     judged = {name: scored(name) for name in splits if name != "train"}
-    evaluating = judged["test" if "test" in judged else "validation"][1]
+    last = "test" if "test" in judged else "validation"
+    mattered = scoring.mattered(parts, splits[last], judged[last][0], config)
     results = conclude(
         run,
         Conclusion(
@@ -90,9 +91,10 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             system=System(parts.family, {name: part for name, (part, _) in judged.items()}, progress.seconds),
             baselines=beside,
             splits=splits,
-            seconds={"train": progress.seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
+            seconds={"train": progress.seconds, "evaluate": judged[last][1], "total": time.perf_counter() - began},
             throughput=rates,
             diagnostics=found | {"parameters": parts.parameters, "trained_parameters": trained},
+            mattered=mattered,
         ),
     )
     run.write_card(model_card(results, to_tree(config), place))

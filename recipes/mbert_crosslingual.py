@@ -70,7 +70,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     trained = fit(run, plan.source, corpus, ready)
     run.save_model(ready.parts.save)
     found |= {"parameters": ready.parts.parameters, "trained_parameters": ready.trained}
-    family = ready.parts.family
+    family, mattered = ready.parts.family, languages.mattered(ready.parts, plan, trained, config)
     del ready  # model and optimizer, before those of the other rows
 
     def train_row(part: Run, row: Row) -> Trained:
@@ -79,7 +79,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
         return fit(part, row, corpus, of_row)
 
     others = crosslingual.train_rows(run, plan.others, train_row)
-    outcome = languages.Found(plan, trained, others, beside, found, began)
+    outcome = languages.Found(plan, trained, others, beside, found, began, mattered)
     results = languages.conclude(run, outcome, "mbert_crosslingual", config.model, family)
     run.write_card(card.model_card(results, tree, place))
     return results

@@ -6,9 +6,9 @@ from typing import Any
 from finetune import baselines, evaluation
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import DataConfig, LabelMap, Split, digests, read_splits
-from finetune.report import opening
+from finetune.report import opening, scoring
 from finetune.report.card import model_card
-from finetune.report.results import Conclusion, System, conclude, judge, predicted_rows
+from finetune.report.results import Conclusion, System, conclude, judge, judged_split, predicted_rows
 from finetune.run import Run, environment
 
 TOP_FEATURES = 15
@@ -50,7 +50,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     judged = {
         name: judge(s, targets[name], model.predict_proba(s.texts(), s.pairs()), labels) for name, s in others.items()
     }
-    evaluating = time.perf_counter() - started
+    evaluating, last = time.perf_counter() - started, judged_split(judged)
     run.metric({"validation": evaluation.values(judged["validation"])})
     constant = baselines.majority(targets["train"], labels.names, multi_label=labels.multi_label)
     floor = {name: judge(s, targets[name], constant.predict_proba(s.texts()), labels) for name, s in others.items()}
@@ -65,6 +65,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             seconds={"train": seconds, "evaluate": evaluating, "total": time.perf_counter() - began},
             throughput={"train_examples_per_second": len(source) / seconds},
             diagnostics=found | {"top_features": model.top_features(TOP_FEATURES)},
+            mattered=scoring.mattered(model, others[last], judged[last], config),
         ),
     )
     run.write_card(model_card(results, to_tree(config), place))

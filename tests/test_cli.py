@@ -11,14 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from calling import FAST, call, done, private_cache, spawn, toy_files, train_toy
 from pydantic import TypeAdapter
 
 from finetune import cli, commands, launch
 from finetune.config import load, read_yaml, settings
-from finetune.explain import Explanation
+from finetune.report.explanation import Shown
 from recipes import RECIPES, bert_classification
 
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "pydantic", "matplotlib")
@@ -79,8 +78,8 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
 
     for name in ("train", "evaluate", "predict", "compare", "check", "demo"):
         monkeypatch.setattr(commands, name, note(name))
-    nothing = Explanation("", "", False, 0.0, ["a"], ["b"], np.ones((1, 1)), [])
-    monkeypatch.setattr(commands, "explain", lambda *given, **named: (nothing, Path("a.svg")))
+    for name in ("explain", "show_attention", "show_word"):
+        monkeypatch.setattr(commands, name, lambda *given, **named: Shown({}, lambda coloured: []))
     monkeypatch.setattr(
         commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}, "languages": {}}
     )

@@ -244,16 +244,6 @@ def test_a_model_without_attention_has_nothing_to_show(tmp_path: Path, cell: str
     assert not (tmp_path / "a.svg").exists()
 
 
-def test_a_run_that_labels_texts_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    for recipe in ("bert_classification", "tfidf_baseline"):
-        (tmp_path / recipe / "model").mkdir(parents=True)
-        (tmp_path / recipe / "config.yaml").write_text(f"recipe: {recipe}\n")
-    for run in (tmp_path / "bert_classification", tmp_path / "tfidf_baseline", tiny_model):
-        outcome = call("explain", run, "--text", TEXT)
-        assert outcome.code == 2
-        assert outcome.err == f"error: {run} labels texts; explain reads runs that write them (recipe seq2seq)\n"
-
-
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
@@ -261,7 +251,10 @@ def test_a_run_that_labels_texts_is_refused(tmp_path: Path, tiny_model: Path) ->
         (["--text", TEXT, "--target", ""], 65, "--target is empty; give a text"),
         (["--text", "a\udcff"], 65, "--text is not UTF-8"),
         (["--text", TEXT, "--output", "no/where/a.svg"], 74, "there is no folder no/where"),
-        (["--text", TEXT, "--output", "a.png"], 2, "give a name that ends in .svg"),
+        (["--text", TEXT, "--output", "a.gif"], 2, "give a name that ends in .svg"),
+        (["--text", TEXT, "--output", "a.html"], 2, "a run that writes has a picture; give a name in .svg or .png"),
+        (["--text", TEXT, "--text", TEXT], 2, "give one --text at a time"),
+        (["--text", TEXT, "--label", "x"], 2, "--label is not for"),
         ([], 2, "missing option '--text'"),
     ],
 )

@@ -36,7 +36,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.classifier", "finetune.seq2seq.*"),
     ("finetune.pretraining.*",),
     ("finetune.causal.*",),
-    ("finetune.generation", "finetune.explain", "finetune.crosslingual"),
+    (
+        *("finetune.generation", "finetune.explain", "finetune.attribution", "finetune.crosslingual"),
+        *("finetune.word_vectors", "finetune.attention_heads"),
+    ),
     ("finetune.summaries.*",),
     ("finetune.report.*",),
     ("recipes.*", "finetune.export", "finetune.push", "finetune.trial"),

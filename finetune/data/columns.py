@@ -269,10 +269,8 @@ def open_files(files: str | list[str], wanted: Wanted) -> list[Source]:
     return [open_file(file, wanted) for file in as_list(files)]
 
 
-def from_lines(
-    name: str, lines: Iterable[str], column: Literal["text", "source"] = "text", pairs: Sequence[str] | None = None
-) -> Split:
-    """Make a split without labels or targets of lines of text, e.g. from standard input; `pairs` are second texts.
+def from_lines(name: str, lines: Iterable[str], column: Literal["text", "source"] = "text") -> Split:
+    """Make a split without labels or targets of lines of text, e.g. from standard input.
 
     Raises UserError (65) for an empty line.
     """
@@ -283,17 +281,21 @@ def from_lines(
     empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
     if empty is not None or not texts:
         raise UserError(Exit.BAD_DATA, f"{name}:{empty or 1} is empty; give one text a line")
-    numbers = range(len(texts))
+    return from_columns(name, {column: texts})
+
+
+def from_columns(name: str, columns: Mapping[str, Sequence[str]]) -> Split:
+    """Make a split without labels or targets of texts by role (text, text_pair, source), one or more, all as long."""
+    size = len(next(iter(columns.values())))
     table = pa.table(
         {
-            "id": pa.array([str(number) for number in numbers], pa.string()),
-            column: pa.array(texts, pa.string()),
-            **({} if pairs is None else {"text_pair": pa.array(pairs, pa.string())}),
-            "file": pa.array([0] * len(texts), pa.int16()),
-            "line": pa.array([number + 1 for number in numbers], pa.int32()),
+            "id": pa.array([str(number) for number in range(size)], pa.string()),
+            **{role: pa.array(texts, pa.string()) for role, texts in columns.items()},
+            "file": pa.array([0] * size, pa.int16()),
+            "line": pa.array([number + 1 for number in range(size)], pa.int32()),
         }
     )
-    digest = hashlib.sha256("\n".join([*texts, *(pairs or [])]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(text for texts in columns.values() for text in texts).encode()).hexdigest()
     rows = datasets.Dataset(InMemoryTable(table), fingerprint=digest[:16])
     return Split(name, rows, (name,), {name: digest}, numbered=True)
 

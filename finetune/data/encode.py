@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Split
@@ -69,7 +70,8 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
                 if pairs is not None and on_long == "window":
                     alone = len(tokenizer(texts[row], add_special_tokens=False)["input_ids"])
                     _refuse_full(split, row, alone + tokenizer.num_special_tokens_to_add(pair=True), max_length)
-                pieces = _fit(tokenizer, texts[row], None if pairs is None else pairs[row], max_length, on_long)
+                found = fit(tokenizer, texts[row], None if pairs is None else pairs[row], max_length, on_long)
+                pieces = [(piece.ids, piece.type_ids) for piece in found]
             for piece, piece_types in pieces:
                 examples.append(piece)
                 types.append(piece_types)
@@ -87,6 +89,22 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, on
     )
 
 
+def fit(
+    tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None, max_length: int, on_long: OnLong
+) -> list[Encoding]:
+    """Return the tokens of one text or pair as a model reads them, with their places: cut, or in windows, if long."""
+    window = on_long == "window"
+    found: list[Encoding] = tokenizer(
+        text,
+        pair,
+        truncation="longest_first" if pair is None or not window else "only_second",
+        max_length=max_length,
+        stride=max_length // 4 if window else 0,
+        return_overflowing_tokens=window,
+    ).encodings
+    return found
+
+
 def _refuse_unknown(split: Split, unknown: np.ndarray, full: np.ndarray) -> None:
     """Refuse a split where the tokenizer knows less than half of a file: a language of several must not hide."""
     numbers = [number for block in split.blocks(["file"]) for number in block["file"].to_pylist()]
@@ -101,25 +119,6 @@ def _refuse_unknown(split: Split, unknown: np.ndarray, full: np.ndarray) -> None
             f"{split.name}: {100 * rates[worst]:.0f} % of the tokens{where} are unknown to the tokenizer; "
             "its files are not the model's, or the model does not know this script",
         )
-
-
-def _fit(
-    tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None, max_length: int, on_long: OnLong
-) -> list[tuple[list[int], list[int]]]:
-    window = on_long == "window"
-    coded = tokenizer(
-        text,
-        pair,
-        truncation="longest_first" if pair is None or not window else "only_second",
-        max_length=max_length,
-        stride=max_length // 4 if window else 0,
-        return_overflowing_tokens=window,
-        return_attention_mask=False,
-        return_token_type_ids=True,
-    )
-    if window:
-        return list(zip(coded["input_ids"], coded["token_type_ids"], strict=True))
-    return [(coded["input_ids"], coded["token_type_ids"])]
 
 
 def _refuse_long(split: Split, row: int, length: int, max_length: int, on_long: OnLong) -> None:

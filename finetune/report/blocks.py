@@ -31,14 +31,29 @@ class Image:
     told: str
 
 
+Marks = Sequence[tuple[str, float]]  # pieces of a text, each with how much it speaks for something: -1 to 1, 0: nothing
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A text of which some words speak for something, and others against it."""
+
+    kind: ClassVar[str] = "marked"
+    marks: Marks
+
+
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: `sort` is what its column is sorted by, `share` (0 to 1) how dark, `wrong` in which colour."""
+    """A cell of a table: `sort` is what its column is sorted by, `share` (0 to 1) how dark, `wrong` in which colour.
+
+    `marks` stand in the place of the text.
+    """
 
     text: str
     sort: float | str | None = None
     share: float | None = None
     wrong: bool = False
+    marks: Marks = ()
 
 
 @dataclass(frozen=True)

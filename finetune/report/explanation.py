@@ -1,7 +1,8 @@
-"""An explanation as a person sees it: its picture, its lines in the terminal, its JSON."""
+"""What `finetune explain` prints; where a writer looked as a person sees it: picture, lines in the terminal, JSON."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,18 @@ def say_cut(run: Run, config: Any, found: Explanation) -> None:
         run.say("note", f"the {side} is cut at {longest} tokens")
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a command prints: one JSON document, or lines for a person, with colours or without."""
+
+    json: Any
+    lines: Callable[[bool], list[str]]
+
+
 def draw(found: Explanation, path: Path) -> str | None:
     """Write the picture; return what it leaves out of a long pair, None where it shows all."""
     figure, left_out = drawn(found)
-    pictures.save_svg(figure, path)
+    pictures.save(figure, path)
     return left_out and f"{left_out}; --json has all"
 
 
@@ -42,8 +51,7 @@ def drawn(found: Explanation) -> tuple["Figure", str | None]:
     columns = _most_looked_at(found.weights)
     rows = min(len(found.target_tokens), DRAWN_TOKENS)
     source = [found.source_tokens[column] for column in columns]
-    flat = printable(" ".join(found.source.split()))
-    title = flat if len(flat) <= TITLE_WIDTH else flat[: TITLE_WIDTH - 1] + "…"
+    title = clipped(printable(" ".join(found.source.split())), TITLE_WIDTH)
     weights = found.weights[:rows, columns]
     figure = pictures.alignment(source, found.target_tokens[:rows], weights, title)
     left_out = []
@@ -56,16 +64,15 @@ def drawn(found: Explanation) -> tuple["Figure", str | None]:
 
 def explanation_lines(found: Explanation, picture: Path) -> list[str]:
     """Return source, text and score, what each token looked at most, and where the picture is; 80 columns."""
-    from rich.cells import cell_len, set_cell_size
+    from rich.cells import cell_len
 
-    lines = [line("source", _wrapped(found.source)), line("given" if found.given else "written", _wrapped(found.text))]
+    lines = [line("source", wrapped(found.source)), line("given" if found.given else "written", wrapped(found.text))]
     lines.append(line("", f"score {found.score:.3f} (mean log-probability of a token)"))
     names = _told_apart(found.source_tokens)
     width = min(TOKEN_WIDTH, max(cell_len(token) for token in found.target_tokens))
     table = []
     for token, weights in zip(found.target_tokens, found.weights, strict=True):
-        shown = token if cell_len(token) <= width else set_cell_size(token, width - 1) + "…"
-        table.append(f"{set_cell_size(shown, width)}  {_looked_at(names, weights, WIDTH - width - 2)}")
+        table.append(f"{column(token, width)}  {_looked_at(names, weights, WIDTH - width - 2)}")
     return [*lines, line("looked at", "\n".join(table)), line("picture", str(picture))]
 
 
@@ -83,6 +90,28 @@ def explanation_json(found: Explanation, picture: Path) -> dict[str, Any]:
     }
 
 
+def clipped(text: str, width: int) -> str:
+    """Return a text that is no longer than so many characters."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def column(text: str, width: int) -> str:
+    """Return a text in exactly so many columns of a terminal."""
+    from rich.cells import cell_len, set_cell_size
+
+    shown = printable(text)
+    return set_cell_size(shown if cell_len(shown) <= width else set_cell_size(shown, width - 1) + "…", width)
+
+
+def wrapped(text: str) -> str:
+    """Return a text in lines of the terminal's width behind its head word."""
+    from rich.console import Console
+    from rich.text import Text
+
+    wrapped = Text(printable(" ".join(text.split()))).wrap(Console(width=WIDTH), WIDTH)
+    return "\n".join(part.plain.rstrip() for part in wrapped)
+
+
 def _most_looked_at(weights: np.ndarray) -> list[int]:
     """Return the columns to draw, in order: all, or the DRAWN_TOKENS with the largest weight of any token."""
     order = np.argsort(-weights.max(axis=0), kind="stable")[:DRAWN_TOKENS]
@@ -92,7 +121,7 @@ def _most_looked_at(weights: np.ndarray) -> list[int]:
 def _told_apart(tokens: Sequence[str]) -> list[str]:
     """Return tokens short enough for a line; those that come twice with their place, from 1."""
     counts = Counter(tokens)
-    short = [token if len(token) <= TOKEN_WIDTH else token[: TOKEN_WIDTH - 1] + "…" for token in tokens]
+    short = [clipped(token, TOKEN_WIDTH) for token in tokens]
     return [
         name if counts[token] == 1 else f"{name} ({place})"
         for place, (name, token) in enumerate(zip(short, tokens, strict=True), 1)
@@ -110,11 +139,3 @@ def _looked_at(names: Sequence[str], weights: np.ndarray, width: int) -> str:
         if weights[place] >= LEAST and cell_len(longer) <= width:
             text = longer
     return text
-
-
-def _wrapped(text: str) -> str:
-    from rich.console import Console
-    from rich.text import Text
-
-    wrapped = Text(printable(" ".join(text.split()))).wrap(Console(width=WIDTH), WIDTH)
-    return "\n".join(part.plain.rstrip() for part in wrapped)

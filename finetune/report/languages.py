@@ -3,17 +3,19 @@
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from finetune import crosslingual, evaluation
+from finetune.classifier import Classifier
 from finetune.crosslingual import Cell, Matrix, Plan, Trained
 from finetune.data import patterns
 from finetune.data.columns import DataConfig, LabelMap, Split, read_splits
 from finetune.errors import UserError
 from finetune.evaluation import Predictions
-from finetune.report import diagnosis, opening, results
+from finetune.report import diagnosis, opening, results, scoring
 from finetune.report.results import Conclusion, Judging, System, assemble, combined, write_predictions
 from finetune.run import Run
 from finetune.terminal import count
@@ -46,7 +48,8 @@ class Beside:
 class Found:
     """What a cross-lingual run found out: what the model predicts, the results of the other rows, the cheap systems.
 
-    `diagnostics` are what was told before; `began` is the moment of perf_counter at which the run began.
+    `diagnostics` are what was told before; `began` is the moment of perf_counter at which the run began; `mattered` is
+    what the worst errors rest on.
     """
 
     plan: Plan
@@ -55,6 +58,7 @@ class Found:
     beside: Beside | None
     diagnostics: Mapping[str, Any]
     began: float
+    mattered: Mapping[str, list[dict[str, Any]]]
 
 
 def say_plan(run: Run, config: DataConfig, plan: Plan) -> dict[str, Any]:
@@ -109,6 +113,14 @@ def run_baselines(run: Run, plan: Plan, seed: int) -> Beside:
     told = " · ".join(f"{language} {cell.right.mean():.3f}" for language, cell in systems[0].languages.items())
     run.say("", f"TF-IDF trained on {source.name}, test accuracy: {told}")
     return Beside(systems, own)
+
+
+def mattered(parts: Classifier, plan: Plan, trained: Trained, config: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return what the worst errors on the judged split rest on (`scoring.mattered`), while the model is at hand."""
+    splits = _judged_splits(plan)
+    last = results.judged_split(splits)
+    predictions = _of_splits(plan, splits, trained.validation, trained.columns)[last]
+    return scoring.mattered(parts, splits[last], predictions, config)
 
 
 def conclude(run: Run, found: Found, recipe: str, model: str, system: str) -> dict[str, Any]:
@@ -273,18 +285,8 @@ def _explain_gaps(diagnostics: dict[str, Any], scores: Mapping[str, Any], refere
 
 def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusion:
     """Return what every run has: validation, and as test the training languages among the test languages."""
-    corpus, source, trained = found.plan.corpus, found.plan.source, found.trained
-    judged = [language for language in corpus.tests if language in corpus.sources]
-    splits = {"train": source.train, "validation": source.validation}
-    if judged:
-        splits["test"] = corpus.together("test", judged)
-
-    def parts(validation: Predictions, cells: Mapping[str, Predictions]) -> dict[str, Predictions]:
-        if not judged:
-            return {"validation": validation}
-        test = crosslingual.put_together({language: cells[language] for language in judged}, splits["test"])
-        return {"validation": validation, "test": test}
-
+    trained, splits = found.trained, _judged_splits(found.plan)
+    parts = partial(_of_splits, found.plan, splits)
     systems = [] if found.beside is None else found.beside.systems
     return Conclusion(
         recipe=recipe,
@@ -295,7 +297,29 @@ def _conclusion(found: Found, recipe: str, model: str, system: str) -> Conclusio
         seconds=trained.seconds,
         throughput=trained.throughput,
         diagnostics=found.diagnostics,
+        mattered=found.mattered,
     )
+
+
+def _judged_splits(plan: Plan) -> dict[str, Split]:
+    """Return train and validation of a run, and as test its training languages among the test languages."""
+    splits = {"train": plan.source.train, "validation": plan.source.validation}
+    judged = _judged_languages(plan)
+    return splits | ({"test": plan.corpus.together("test", judged)} if judged else {})
+
+
+def _of_splits(
+    plan: Plan, splits: Mapping[str, Split], validation: Predictions, cells: Mapping[str, Predictions]
+) -> dict[str, Predictions]:
+    """Return the predictions of validation and, where there is one, of the judged test split."""
+    if "test" not in splits:
+        return {"validation": validation}
+    judged = {language: cells[language] for language in _judged_languages(plan)}
+    return {"validation": validation, "test": crosslingual.put_together(judged, splits["test"])}
+
+
+def _judged_languages(plan: Plan) -> list[str]:
+    return [language for language in plan.corpus.tests if language in plan.corpus.sources]
 
 
 def _with_languages(described: Sequence[Mapping[str, Any]], beside: Beside) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import __version__
+from finetune.attribution import Judged
 from finetune.config import read_yaml
-from finetune.report import advice, blocks, matrix, pictures, sections
+from finetune.report import advice, attribution, blocks, matrix, pictures, sections
 from finetune.report.advice import Advice, Evidence, short
 from finetune.report.blocks import Cell, Section, Table
 from finetune.report.sections import Ended, compared_rows, score_of
@@ -101,6 +102,24 @@ def elsewhere_page(name: str, found: Mapping[str, Any]) -> str:
         facts=[("test rows", ", ".join(f"{code} {rows:,}" for code, rows in told["rows"].items()))],
         advice=[],
         sections=parts,
+    )
+
+
+def attribution_page(name: str, found: Sequence[Judged]) -> str:
+    """Return the page of what `finetune explain` found of texts that the run `name` labels."""
+    first = found[0]
+    said = " | ".join(first.predicted) or "no label"
+    figure, told = attribution.attribution_figure(first)
+    more = f" and {count(len(found) - 1, 'more text')}" if len(found) > 1 else ""
+    caption = "What each word did; blue speaks for the label, underlined orange against it"
+    return _rendered(
+        title=f"{name}: why {said}",
+        kicker=f"finetune explain · {name}",
+        headline=f"What speaks for {said}{more}",
+        picture=blocks.Picture(pictures.inline(figure, told), caption),
+        facts=[("texts", f"{len(found):,}")],
+        advice=[],
+        sections=[attribution.attribution_section(number, one) for number, one in enumerate(found, 1)],
     )
 
 

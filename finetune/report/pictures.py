@@ -49,6 +49,10 @@ INK = "#111111"  # on the shades of a map, which a dark page does not change
 PIXELS = 4 / 3  # a point
 ROW = 0.3  # inches of an interval
 SMALL = (4.2, 2.8)  # inches of curves that a phone can show
+BAR = 0.13  # inches of a bar
+MAP = 0.75  # inches of the attention of a head, with what parts it from the next
+BETWEEN_MAPS = 0.08  # of a map's side
+RASTER = 200  # pixels an inch of a PNG
 NARROW = 3.6  # inches of intervals, whose names stand beside them
 ADAPTED = {  # what a page in the dark sees otherwise
     "#000000": "currentColor",
@@ -83,6 +87,17 @@ def save_svg(figure: "Figure", path: Path | str, description: str = "") -> None:
         told = f" <desc>{escape(printable(description))}</desc>\n"
         text = re.sub(r"<svg[^>]*>\n(?: <title>[^<]*</title>\n)?", lambda head: head.group() + told, text, count=1)
     write_atomic(Path(path), text.encode())
+
+
+def save(figure: "Figure", path: Path | str, description: str = "") -> None:
+    """Write a figure as what its name ends in: `.png`, else SVG."""
+    if Path(path).suffix.lower() != ".png":
+        return save_svg(figure, path, description)
+    written = io.BytesIO()
+    with _drawing():
+        title = {"Title": figure.get_label(), "Description": printable(description), "Software": None}
+        figure.savefig(written, format="png", dpi=RASTER, bbox_inches="tight", metadata=title, facecolor="white")
+    return write_atomic(Path(path), written.getvalue())
 
 
 def inline(figure: "Figure", description: str) -> str:
@@ -185,6 +200,94 @@ def alignment(source_tokens: Sequence[str], target_tokens: Sequence[str], weight
         axes.set_xlabel("% of the attention of each row's token", fontsize=7)
         for spine in axes.spines.values():
             spine.set_color("0.8")
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def bars(names: Sequence[str], values: Mapping[str, Sequence[float | None]], x_label: str, title: str) -> "Figure":
+    """Draw signed values of each name, from the top, as bars to both sides of 0; a colour for each kind of value."""
+    with _drawing():
+        axes = _axes(NARROW, BAR * len(names) * len(values) + ROW, (0, 0, 1, 1), title)
+        axes.axvline(0, color="0.5", linewidth=1)
+        for number, (kind, of_kind) in enumerate(values.items()):
+            places = [row + _beside(number, len(values)) for row in range(len(names))]
+            widths = [0.0 if value is None else value for value in of_kind]
+            axes.barh(places, widths, 0.8 / len(values), label=kind, color=COLOURS[number % len(COLOURS)])
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel(printable(x_label))
+        axes.grid(axis="x", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        if len(values) > 1:
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def head_maps(weights: np.ndarray, title: str) -> "Figure":
+    """Draw the attention of every head, (layers, heads, tokens, tokens), as a table of maps: a row for each layer.
+
+    In a map a row is a token that looks, a column what it looks at.
+    """
+    from matplotlib.colors import PowerNorm
+
+    layers, heads, size, _ = weights.shape
+    step = size + max(1, round(size * BETWEEN_MAPS))
+    whole = np.full((layers * step, heads * step), np.nan)
+    for layer, head in np.ndindex(layers, heads):
+        top, left = layer * step, head * step
+        whole[top : top + size, left : left + size] = weights[layer, head]
+    with _drawing():
+        axes = _axes(MAP * heads, MAP * layers, (0, 0, 1, 1), title)
+        axes.imshow(whole, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none", aspect="equal")
+        axes.set_xticks(
+            (np.arange(heads) + 0.5) * step - (step - size) / 2 - 0.5, [str(head + 1) for head in range(heads)]
+        )
+        axes.set_yticks(
+            (np.arange(layers) + 0.5) * step - (step - size) / 2 - 0.5, [str(layer + 1) for layer in range(layers)]
+        )
+        axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+        axes.set(ylabel="layer", xlabel="head; a row of a map looks at its columns, darker is more (square root)")
+        axes.spines[:].set_visible(False)
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def plane(
+    points: np.ndarray, names: Sequence[str], groups: Sequence[int], axis_labels: Sequence[str], title: str
+) -> "Figure":
+    """Draw points (n, 2) with a colour and a shape for each group; their names stand at both sides, joined by lines."""
+    with _drawing():
+        rows = (len(names) + 1) // 2
+        axes = _axes(NARROW, max(SMALL[1], ROW * rows), (0, 0, 1, 1), title)
+        for number in sorted(set(groups)):
+            own = points[np.array(groups) == number]
+            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            axes.scatter(own[:, 0], own[:, 1], label=f"group {number + 1}", s=40, zorder=3, **look)
+        by_side = np.argsort(points[:, 0], kind="stable")
+        for left, side in ((True, by_side[:rows]), (False, by_side[rows:])):
+            heights = np.linspace(0.97, 0.03, len(side)) if len(side) > 1 else [0.5]
+            for place, height in zip(side[np.argsort(-points[side, 1], kind="stable")], heights, strict=True):
+                arrow = {
+                    "arrowstyle": "-",
+                    "color": "0.75",
+                    "linewidth": 0.7,
+                    "shrinkB": 3,
+                    "relpos": (1.0 if left else 0.0, 0.5),
+                }
+                colour = COLOURS[groups[place] % len(COLOURS)]
+                axes.annotate(
+                    printable(names[place]), points[place], (-0.04 if left else 1.04, height), "data", "axes fraction",
+                    arrow, ha="right" if left else "left", va="center", fontsize=8, color=colour,
+                )  # fmt: skip
+        axes.margins(0.12)
+        axes.set(xlabel=axis_labels[0], ylabel="")
+        axes.set_title(axis_labels[1], loc="right", fontsize=7)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_color("0.8")
+        if len(set(groups)) > 1:
+            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(set(groups)))
     return axes.get_figure(root=True)  # type: ignore[return-value]
 
 

@@ -41,7 +41,10 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class Conclusion:
-    """Everything that a run found out, before it is scored, and what measures texts by their meaning, if any does."""
+    """Everything that a run found out, before it is scored, and what measures texts by their meaning, if any does.
+
+    `mattered` is what the worst errors of a classifier rest on, by id (`scoring.mattered`).
+    """
 
     recipe: str
     model: str
@@ -52,6 +55,7 @@ class Conclusion:
     throughput: Mapping[str, float]
     diagnostics: Mapping[str, Any]
     meter: "Meter | None" = None
+    mattered: Mapping[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +125,8 @@ def assemble(run: Run, found: Conclusion) -> dict[str, Any]:
     predictions = found.system.predictions[judged]
     texts = found.splits[judged].texts()
     diagnosis = evaluation.diagnose(predictions, texts)
+    for error in diagnosis["errors"]:
+        error |= {"mattered": found.mattered[error["id"]]} if error["id"] in found.mattered else {}
     results: dict[str, Any] = {
         "recipe": found.recipe,
         "task": "multi-label classification" if predictions.multi_label else "classification",

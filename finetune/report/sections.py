@@ -94,8 +94,8 @@ def sections(found: Ended) -> list[Section]:
         _budget), ("languages", "Languages", _languages), ("confusion", "Classes", _classes),
         ("length", "Score by length", _length), ("calibration", "Calibration", _calibration),
         ("texts", "What it writes", _texts), ("errors", "The worst errors", _errors),
-        ("features", "Words that speak for a label", _features), ("data", "Data", _data), ("made", "How it was made",
-        _made),
+        ("explained", "Explained", _explained), ("features", "Words that speak for a label", _features),
+        ("data", "Data", _data), ("made", "How it was made", _made),
     )  # fmt: skip
     parts = [Section(name, title, list(blocks(found))) for name, title, blocks in made]
     return [part for part in parts if part.blocks]
@@ -350,8 +350,12 @@ def _texts(found: Ended) -> Iterator[Any]:
         yield Example(
             str(text["id"]), [("beginning", text["prompt"]), ("model", text["written"]), ("human", text["human"])]
         )
+
+
+def _explained(found: Ended) -> Iterator[Any]:
     for name, svg in found.explained.items():
-        yield Image(svg, f"Where the model looked (finetune explain, {name})")
+        told = "One word in several contexts" if name.startswith("word-") else "Where the model looked"
+        yield Image(svg, f"{told} (finetune explain, {name})")
 
 
 def _errors(found: Ended) -> Iterator[Any]:
@@ -370,8 +374,13 @@ def _errors(found: Ended) -> Iterator[Any]:
              Cell(f"{one['probability']:.3f}", one["probability"])]
             for one in errors
         ]  # fmt: skip
-        caption = f"The {len(rows)} mistakes that the model was surest of"
-        yield Table(caption, ["id", "text", "gold", "predicted", "sure"], rows, frozenset({4}), sortable=True)
+        caption, columns = f"The {len(rows)} mistakes that the model was surest of", ["id", "text", "gold", "predicted"]
+        if any("mattered" in one for one in errors):
+            caption += "; underlined is what spoke against the prediction"
+            columns.insert(2, "what mattered")
+            for row, one in zip(rows, errors, strict=True):
+                row.insert(2, _mattered(one.get("mattered", [])))
+        yield Table(caption, [*columns, "sure"], rows, frozenset({len(columns)}), sortable=True)
     elif found.results["task"] == language_model.TASK:
         worst = sorted(found.rows, key=lambda row: -row["bits"] / max(1, row["bytes"]))[:SHOWN_ERRORS]
         rows = [
@@ -381,6 +390,13 @@ def _errors(found: Ended) -> Iterator[Any]:
         ]  # fmt: skip
         caption = f"The {len(rows)} texts that surprise the model most"
         yield Table(caption, ["id", "bits a byte", "tokens", "text"], rows, frozenset({1, 2}), sortable=True)
+
+
+def _mattered(words: Sequence[Mapping[str, Any]]) -> Cell:
+    """Return words or features, the strongest first, each as dark as it is strong; not sorted by."""
+    most = max((abs(one["share"]) for one in words), default=0.0) or 1.0
+    marks = [(f"{one['word']} {one['share']:+.2f}".replace("-", "−"), one["share"] / most) for one in words]
+    return Cell("", marks=[part for mark in marks for part in (mark, (" · ", 0.0))][:-1])
 
 
 def _features(found: Ended) -> Iterator[Any]:
