@@ -8,6 +8,8 @@ import resource
 import shlex
 import subprocess
 import sys
+import types
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -91,6 +93,9 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(commands, "export_model", lambda *given, **named: merged)
     monkeypatch.setattr(commands, "export_weights", lambda *given: {"step": 1, "bytes": 1})
     monkeypatch.setattr(commands, "report", lambda *given, **named: Path("a.html"))
+    served = types.SimpleNamespace(url="http://127.0.0.1/", is_private=True, run=lambda: None)
+    monkeypatch.setattr(commands, "playground", lambda *given: served)
+    monkeypatch.setattr(webbrowser, "open", lambda address: True)
     launched: list[tuple[int, int]] = []
 
     def launching(count: int, restarts: int, arguments: Sequence[str]) -> int:
