@@ -45,7 +45,8 @@ def copy(model: Path, output: Path) -> None:
 def weights(checkpoints: Path, which: str, output: Path) -> int:
     """Write the weights of a checkpoint, whole or in parts, into one safetensors file; return its update.
 
-    `which` is the number of an update, or `last`. Names are those of the model's own file. Raises UserError: 73 where
+    `which` is the number of an update, or `last`. Names are those of the model's own file, of an
+    adapter those that peft has in memory. Raises UserError: 73 where
     the file is there already, 66 where there is no such checkpoint, 74 where it is damaged.
     """
     if output.exists():

@@ -70,6 +70,12 @@ def serve(known: Known, trial: Answering | Writing, host: str, port: int | None)
 
 
 def _take_port(host: str, port: int | None) -> socket.socket:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        host = ""
+    if not host:  # the system would take it for every address
+        raise UserError(Exit.USAGE, "--host is no address; give one, or leave it out for this machine alone")
     reason = ""
     for number in PORTS if port is None else [port]:
         try:

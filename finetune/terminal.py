@@ -69,14 +69,21 @@ def shown(metric: str, score: Mapping[str, float]) -> str:
 
 def difference(comparison: Mapping[str, Any]) -> str:
     """Return a comparison's difference with its interval in points of its metric: `+2.3 points of chrf [1.3, 3.4]`."""
-    if comparison["metric"] in NO_SHARES:  # positive is better: lower by so much
-        value, low, high = (comparison[key] for key in ("difference", "low", "high"))
-        if value < 0:
-            return f"{comparison['metric']} higher by {-value:.3f} [{-high:.3f}, {-low:.3f}]"
-        return f"{comparison['metric']} lower by {value:.3f} [{low:.3f}, {high:.3f}]"
-    scale = 1 if is_percentage(comparison["metric"]) else 100
-    value, low, high = (scale * comparison[key] for key in ("difference", "low", "high"))
-    return f"{value:+.1f} points of {comparison['metric']} [{low:.1f}, {high:.1f}]"
+    (value, low, high), unit, digits = measured(comparison)
+    if comparison["metric"] not in NO_SHARES:
+        return f"{value:+.{digits}f} {unit} [{low:.{digits}f}, {high:.{digits}f}]"
+    if value < 0:  # positive is better: lower by so much
+        return f"{unit} higher by {-value:.{digits}f} [{-high:.{digits}f}, {-low:.{digits}f}]"
+    return f"{unit} lower by {value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def measured(comparison: Mapping[str, Any]) -> tuple[tuple[float, float, float], str, int]:
+    """Return a comparison's difference with the ends of its interval, their unit (`points of chrf`), and its digits."""
+    metric = comparison["metric"]
+    scale = 1 if is_percentage(metric) or metric in NO_SHARES else 100
+    value, low, high = (scale * float(comparison[key]) for key in ("difference", "low", "high"))
+    unit, digits = (metric, 3) if metric in NO_SHARES else (f"points of {metric}", 1)
+    return (value, low, high), unit, digits
 
 
 def is_coloured() -> bool:

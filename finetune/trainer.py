@@ -127,6 +127,8 @@ class Trainer:
     ) -> None:
         if not isinstance(config.learning_rate, float):
             raise TypeError("learning_rate=auto must be resolved before training")
+        if config.sharding == "fsdp":
+            memory.check_sharding(config.mixed_precision)
         self.config, self.run, self.loss, self.seed, self.width = config, run, loss, seed, width
         self.accelerator = accelerator(config)
         if config.gradient_checkpointing:
@@ -484,14 +486,11 @@ class Trainer:
 def resolve(config: TrainConfig, *, width: int, rows: int, classes: int) -> TrainConfig:
     """Return the settings with every `auto` replaced: rate and epochs by model and data, precision by hardware."""
     rate, epochs = config.learning_rate, config.num_train_epochs
-    precision = hardware.choose_precision(config.mixed_precision, config.use_cpu).value
-    if config.sharding == "fsdp":
-        memory.check_sharding(precision)
     return dataclasses.replace(
         config,
         learning_rate=optim.auto_learning_rate(width, classes) if rate == "auto" else rate,
         num_train_epochs=(optim.auto_epochs(rows, update_size(config), classes, width) if epochs == "auto" else epochs),
-        mixed_precision=precision,
+        mixed_precision=hardware.choose_precision(config.mixed_precision, config.use_cpu).value,
     )
 
 

@@ -27,7 +27,8 @@ from finetune.data import shipped as shipping
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig
 from finetune.ngrams import NgramModel
-from finetune.report import writing
+from finetune.report import language_model, writing
+from finetune.run import Run
 from recipes.gpt2_generation import Config
 
 SMALL = (
@@ -557,6 +558,21 @@ def test_long_prompts_lose_their_beginning_and_completions_stay_whole(tiny_gpt2:
         assert caught.value.code == Exit.BAD_DATA
     skipping = replace(data, on_long="skip")
     assert len(routes.coded(split, encoder, routes.Reading.of(8, None, skipping, 48)).rows) == 1  # all are scored
+
+
+def test_long_rows_are_told_of_each_split(tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"p": "x" * size, "c": "abc"}) + "\n" for size in (1, 20)), encoding="utf-8")
+    data = TextDataConfig(prompt_column="p", completion_column="c", on_long="skip")
+    splits = {name: read_split(name, str(path), data) for name in ("train", "validation")}
+    tokenizer, run = AutoTokenizer.from_pretrained(tiny_gpt2), Run(tmp_path / "run", quiet=True)
+    reading = routes.Reading.of(8, None, data, 48)
+    found = routes.material(splits, routes.TextEncoder(tokenizer), reading)
+    start: Any = types.SimpleNamespace(tokenizer=tokenizer)
+    assert language_model.say_material(run, start, found, reading)["long_rows"] == {"train": 1, "validation": 1}
+    told = "\n".join(run.heard())
+    assert "1 row of train above max_length=8: they are left out" in told
+    assert "1 row of validation above max_length=8: they lose the beginning of their prompt" in told
 
 
 def test_the_page_has_what_such_a_run_can_tell(pretrained_run: Ended) -> None:

@@ -15,7 +15,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from finetune import cpu, memory, processes
 from finetune.errors import Exit, UserError
+from finetune.run import Run
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel
+from finetune.trainer import TrainConfig, Trainer
 
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2}
 
@@ -106,8 +108,19 @@ def test_one_process_has_nobody_to_share_a_model_with(tiny_model: Path, tmp_path
     assert not run.exists()
 
 
+def shard(precision: Any) -> None:
+    """Begin a training of a model in parts, as every recipe does."""
+    config = TrainConfig(learning_rate=1e-3, sharding="fsdp", mixed_precision=precision, use_cpu=True)
+    Trainer(nn.Linear(2, 2), config, Run("unused", quiet=True), loss=lambda model, batch: torch.zeros(()), seed=1)
+
+
+def test_no_recipe_shares_a_model_in_one_process() -> None:
+    with pytest.raises(UserError, match="parts a model among processes, and there is one"):
+        shard("no")
+
+
 def test_scaled_gradients_are_not_parted() -> None:
     with mock.patch.object(processes, "world", return_value=2):
         memory.check_sharding("bf16")
         with pytest.raises(UserError, match="works in bf16 and fp32"):
-            memory.check_sharding("fp16")
+            shard("fp16")

@@ -182,6 +182,13 @@ def test_a_port_in_use_or_an_address_of_another_machine_is_told() -> None:
         serve(Known("x", []), NOBODY, "192.0.2.1", None)
 
 
+@pytest.mark.parametrize("host", ["", "a..é"])
+def test_no_address_does_not_stand_for_all_of_them(host: str) -> None:
+    with pytest.raises(UserError, match="--host is no address") as caught:
+        serve(Known("x", []), NOBODY, host, 0)
+    assert caught.value.code == 2
+
+
 def test_the_next_free_port_is_taken_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune import playground
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from calling import call, done, private_cache, read_jsonl, sections_of
 from pretexts import BRIEF, NEW_WORDS, SMALL, translated, write_mono, write_pairs, write_rows
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from finetune.pretraining import corpus
 from finetune.pretraining.corpus import MOST_HELD_OUT, CorpusConfig, hold_out
 
 RECIPE = ("train", "bert_pretraining")
@@ -334,7 +336,9 @@ def test_a_held_out_text_is_refused_with_its_line_or_left_out(texts: Path, tmp_p
     outcome = call(*asked, f"output_dir={tmp_path}/run")
     assert outcome.code == 65
     assert f"mono.it.txt:{first} stands in {held}:2" in outcome.err
-    outcome = done(*asked, "data.on_leak=drop", f"output_dir={tmp_path}/run")
+    with mock.patch.object(corpus, "read_held_out", wraps=corpus.read_held_out) as reads:
+        outcome = done(*asked, "data.on_leak=drop", f"output_dir={tmp_path}/run")
+    assert reads.call_count == 1  # for the vocabulary, and for what is learnt
     assert f"{lines.count(lines[number - 1])} left out (data.held_out)" in outcome.err
     pair = tmp_path / "pair.txt"
     italian = translated("cat tree finds", "it")

@@ -126,6 +126,7 @@ class Texts:
     """Texts to be predicted, coded: `rows` begin and end with end-of-text, tokens before `first` are only read.
 
     `texts` are what is predicted: documents, or completions; `before` is what each stands behind, a prompt or nothing.
+    Of `long` of them the prompt was cut.
     """
 
     ids: list[str]
@@ -133,6 +134,7 @@ class Texts:
     rows: list[np.ndarray]
     first: np.ndarray
     before: list[str]
+    long: int = 0
 
     @property
     def bytes(self) -> np.ndarray:

@@ -153,7 +153,6 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
         predicted = int(sum(map(len, found.rows)) - found.prompt.sum())
         figures |= {"documents": len(found.rows), "tokens": int(sum(map(len, found.rows))), "predicted": predicted}
         learnt = train.targets()
-        figures["long_rows"] = {"train": found.long}
     else:
         learnt = train.texts()
         documents = packing.store(learnt, encoder)
@@ -162,6 +161,8 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
         figures |= {"documents": len(documents), "tokens": len(documents.tokens), "blocks": len(examples.lengths)}
     figures["bytes"] = sum(len(text.encode()) for text in learnt)
     texts = {name: coded(split, encoder, reading) for name, split in splits.items() if name != "train"}
+    if reading.data.has_prompts:
+        figures["long_rows"] = {"train": found.long} | {name: one.long for name, one in texts.items()}
     return Material(examples, texts, learnt, _before(train, reading.data), figures)
 
 
@@ -180,7 +181,7 @@ def coded(split: Split, encoder: TextEncoder, reading: Reading) -> Texts:
         if reading.data.on_long == "skip":
             reading = replace(reading, data=replace(reading.data, on_long="truncate"))
         found = completions(split, encoder, reading)
-        return Texts(split.ids(), split.targets(), found.rows, found.prompt, _before(split, reading.data))
+        return Texts(split.ids(), split.targets(), found.rows, found.prompt, _before(split, reading.data), found.long)
     rows = [np.array([encoder.end, *row, encoder.end]) for row in encoder.encode(split.texts())]
     first = np.ones(len(rows), dtype=np.int64)
     return Texts(split.ids(), split.texts(), rows, first, _before(split, reading.data))

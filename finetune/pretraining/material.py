@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ class Plan:
     def partners(self) -> tuple[str, ...]:
         """Return the languages that are paired with the source language."""
         return tuple(code for code in self.languages if code != self.data.source_language)
+
+    @cached_property
+    def held(self) -> corpus.HeldOut:
+        """Return the texts that must not be in train; they are read once."""
+        return corpus.read_held_out(self.data)
 
     @property
     def held_out_seed(self) -> int:
@@ -150,7 +156,7 @@ def entry_translations(
         what = "vocabulary.embeddings=aligned learns from pairs of translations what entries mean"
         raise UserError(Exit.USAGE, f"{what}; give data.parallel=FILE, or vocabulary.embeddings=copied")
     encoders = Encoder(new), Encoder(own)
-    pairs = corpus.read_pairs("parallel", asked.partners, asked.data, encoders, corpus.read_held_out(asked.data))
+    pairs = corpus.read_pairs("parallel", asked.partners, asked.data, encoders, asked.held)
     assert pairs.teacher is not None
     out = np.zeros(len(pairs.source), dtype=bool)
     if not asked.data.parallel_validation and len(out) > 1:
@@ -169,7 +175,6 @@ class _Gathering:
 
     def __init__(self, asked: Plan, tokenizer: PreTrainedTokenizerBase, frame: Frame) -> None:
         self.asked, self.data, self.tokenizer, self.frame = asked, asked.data, tokenizer, frame
-        self.held = corpus.read_held_out(asked.data)
         self.parts: list[Part] = []
         self.masked: dict[str, dict[str, Masked]] = {}
         self.bitexts: list[Bitext] = []
@@ -180,7 +185,7 @@ class _Gathering:
 
     def add_documents(self) -> None:
         """Take the text of each language: train, validation (or a part of train), and test where it is given."""
-        train = {code: self._documents("train", code, self.held) for code in self.asked.languages}
+        train = {code: self._documents("train", code, self.asked.held) for code in self.asked.languages}
         chosen = {"train": {code: (found, np.arange(len(found.rows))) for code, found in train.items()}}
         nothing = corpus.HeldOut({}, "", "drop")
         for name in ("validation", "test"):
@@ -205,7 +210,7 @@ class _Gathering:
 
     def add_pairs(self, teacher: Teacher | None) -> None:
         """Take the pairs of each language with the source language, and hold out some source sentences with them."""
-        train = self._pairs("parallel", teacher, self.held)
+        train = self._pairs("parallel", teacher, self.asked.held)
         other, chosen, held = self._pairs_out(train, teacher)
         self._tell_pairs(train, chosen, held)
         exponent, seed = self.data.language_exponent, self.asked.seed

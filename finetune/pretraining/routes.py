@@ -89,9 +89,8 @@ def begin(asked: Plan, source: Source | None, words: VocabularyConfig, shape: Sh
         )
         raise UserError(Exit.USAGE, f"{what}; leave it out, or add to the objective what reads it")
     if learns:
-        held = corpus.read_held_out(asked.data)
-        texts = corpus.texts_for_vocabulary(asked.languages, asked.data, held)
-        reading = corpus.reading(asked.data) + (held.identity if held.places else "")
+        texts = corpus.texts_for_vocabulary(asked.languages, asked.data, asked.held)
+        reading = corpus.reading(asked.data) + (asked.held.identity if asked.held.places else "")
         longest = shape.max_position_embeddings if source is None else max_length
         new = vocabulary.learn(texts, reading, words, asked.data.language_exponent, longest)
     if source is None or own is None:

@@ -42,10 +42,12 @@ def say_material(run: Run, start: Start, found: Material, reading: Reading) -> d
         run.say("", f"train: {' · '.join(amounts)} · {count(figures['blocks'], 'block')} of {reading.window}")
     else:
         run.say("", f"train: {' · '.join(amounts)} · the loss is of {count(figures['predicted'], 'token')}")
-        if figures["long_rows"]["train"]:
-            done = {"truncate": "lose the beginning of their prompt", "skip": "are left out", "error": ""}
-            long = count(figures["long_rows"]["train"], "row")
-            run.say("warning", f"{long} of train above max_length={reading.window}: they {done[reading.data.on_long]}")
+        skips = reading.data.on_long == "skip"
+        for name, number in figures["long_rows"].items():
+            if number:
+                done = "are left out" if skips and name == "train" else "lose the beginning of their prompt"
+                long = count(number, "row")
+                run.say("warning", f"{long} of {name} above max_length={reading.window}: they {done}")
     run.say("", f"scored in windows of {reading.window} tokens, {reading.stride} apart, each {noun} by itself")
     return figures | {"window": reading.window, "stride": reading.stride, "vocabulary": len(start.tokenizer)}
 

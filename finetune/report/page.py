@@ -18,7 +18,7 @@ from finetune.report.sections import Ended, compared_rows, score_of
 from finetune.report.text import pace, training_seconds
 from finetune.report.text_results import judging_of
 from finetune.run import SECRET, Run
-from finetune.terminal import NO_SHARES, count, duration, is_percentage, p_value, shown
+from finetune.terminal import NO_SHARES, count, duration, is_percentage, measured, p_value, shown
 
 if TYPE_CHECKING:
     import jinja2
@@ -184,21 +184,12 @@ def compared(one: Mapping[str, Any]) -> str:
 
 def _by(one: Mapping[str, Any]) -> tuple[str, str]:
     """Return a difference and its interval, as sizes where the verdict says which side is better."""
-    value, low, high = _scaled(one)
-    metric = one["metric"]
-    unit = ("" if metric in NO_SHARES else "points of ") + metric.replace("_", " ")
-    digits = 3 if metric in NO_SHARES else 1
+    (value, low, high), unit, digits = measured(one)
     if one["verdict"] == "worse":
         value, low, high = -value, -high, -low
     sign = "+" if one["verdict"] == "no difference shown" else ""
-    told = f"{value:{sign}.{digits}f} {unit}", f"[{low:.{digits}f},{NO_BREAK}{high:.{digits}f}]"
+    told = f"{value:{sign}.{digits}f} {unit.replace('_', ' ')}", f"[{low:.{digits}f},{NO_BREAK}{high:.{digits}f}]"
     return told[0].replace("-", "−"), told[1].replace("-", "−")
-
-
-def _scaled(one: Mapping[str, Any]) -> pictures.Score:
-    metric = one["metric"]
-    scale = 1 if is_percentage(metric) or metric in NO_SHARES else 100
-    return scale * float(one["difference"]), scale * float(one["low"]), scale * float(one["high"])
 
 
 def _in_languages(system: str, comparisons: Mapping[str, Any]) -> str:
@@ -231,9 +222,8 @@ def _side_by_side(runs: Mapping[str, Mapping[str, Any]], found: Sequence[Mapping
 
 def _differences(found: Sequence[Mapping[str, Any]]) -> blocks.Picture:
     """Draw the differences of comparisons beside no difference."""
-    metric = found[0]["metric"]
-    differences = {_pair(one): {"difference": _scaled(one)} for one in found}
-    unit, digits = (metric, 3) if metric in NO_SHARES else (f"points of {metric}", 1)
+    differences = {_pair(one): {"difference": measured(one)[0]} for one in found}
+    _, unit, digits = measured(found[0])
     figure = pictures.intervals(differences, f"{unit}, better for the first to the right", at=0.0, digits=digits)
     widened = "; intervals widened by Holm's method" if len(found) > 1 else ""
     told = f"Differences: {pictures.intervals_in_words(differences, digits)}"
