@@ -107,7 +107,7 @@ def _groups(cosines: np.ndarray) -> np.ndarray:
     """Return the group of each row (n,), numbered in the order in which they begin."""
     distances = np.clip(1 - cosines, 0, None)
     np.fill_diagonal(distances, 0)
-    best, score = np.zeros(len(cosines), dtype=np.int64), -np.inf
+    best, score = np.zeros(len(cosines), dtype=np.int64), 0.0
     for count in range(2, min(MOST_GROUPS, len(cosines) - 1) + 1):
         found = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit_predict(distances)
         quality = float(silhouette_score(distances, found, metric="precomputed"))

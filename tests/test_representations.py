@@ -73,6 +73,7 @@ def test_groups_are_those_that_lie_together() -> None:
     angles = np.array([0.0, 1.6, 0.1, 1.7, 3.1, 0.05, 3.2])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     assert _groups(vectors @ vectors.T).tolist() == [0, 1, 0, 1, 2, 0, 2]
+    assert _groups(np.ones((4, 4))).tolist() == [0, 0, 0, 0]  # nothing tells them apart
 
 
 def test_two_thirds_up_is_the_layer() -> None:
