@@ -15,6 +15,7 @@ from finetune.errors import Exit, Interrupted, UserError, did_you_mean
 
 HELP = """Fine-tune a text model beside the cheap baseline, and learn with an interval whether it was worth it.
 
+\b
 finetune demo                                   a first run on shipped data; also: finetune demo generation
 finetune recipes show bert_classification       every setting of a recipe
 finetune train bert_classification data.train=train.csv data.test=test.csv output_dir=runs/x
@@ -60,6 +61,7 @@ def train(
 ) -> None:
     """Fine-tune a model beside its baseline and print the verdict.
 
+    \b
     finetune train bert_classification data.train=train.csv data.test=test.csv model=minilm output_dir=runs/x
     finetune train bert_classification --processes 2 data.train=train.csv output_dir=runs/x
     """
@@ -92,6 +94,7 @@ def baseline(
 ) -> None:
     """Train the TF-IDF baseline alone.
 
+    \b
     finetune baseline data.train=train.csv data.test=test.csv output_dir=runs/b
     """
     _quiet_environment()
@@ -121,6 +124,7 @@ def evaluate(
 ) -> None:
     """Score a trained run on another labelled file.
 
+    \b
     finetune evaluate runs/x --data other.csv --json
     """
     _quiet_environment()
@@ -161,6 +165,7 @@ def crosslingual(
 ) -> None:
     """Score a trained run in languages that it was not trained on, without training, beside TF-IDF.
 
+    \b
     finetune crosslingual runs/x --data 'y/{language}.test.csv' --languages pt,hi
     """
     _quiet_environment()
@@ -198,6 +203,7 @@ def predict(
 ) -> None:
     """Label texts, or write a text for each source: one row each, in order.
 
+    \b
     echo "my card was swallowed" | finetune predict runs/x
     finetune predict runs/x --input new.csv --output out.jsonl
     finetune predict runs/translation --input new.jsonl --beam-size 5 --output out.jsonl
@@ -258,6 +264,7 @@ def generate(
 ) -> None:
     """Go on from a prompt with a language model; an empty one begins a new text.
 
+    \b
     finetune generate runs/g --prompt "Once upon a time" --max-new-tokens 80 --temperature 0.8 --top-p 0.95
     finetune generate runs/g --prompt "" --num-return-sequences 20 --seed 1 --quality --json
     finetune generate runs/g --input prompts.txt --temperature 0
@@ -332,6 +339,7 @@ def explain(
 ) -> None:
     """Show which words speak for the label of a text; where a writer, or any attention head, looks; a word in contexts.
 
+    \b
     finetune explain runs/x --text "my card was swallowed" --output why.html
     finetune explain runs/translation --text "A man sleeps." --target "Ein Mann schläft." --output map.svg
     finetune explain runs/x --attention --text "my card was swallowed"
@@ -383,6 +391,7 @@ def playground(
 ) -> None:
     """Try a run in the browser, on a page for this machine alone, until Ctrl-C.
 
+    \b
     finetune playground runs/x
     finetune playground mini-gpt2 --port 8000 --open
     """
@@ -418,6 +427,7 @@ def export(
 ) -> None:
     """Write a run's model and card into a folder of its own, or upload them; --merge makes an adapter part of its base.
 
+    \b
     finetune export runs/x --output models/x
     finetune export runs/lora --merge --output models/merged
     finetune export runs/x --push OWNER/NAME --public
@@ -459,6 +469,7 @@ def report(
 ) -> None:
     """Write the page of a finished run anew, from the files of the run alone.
 
+    \b
     finetune report runs/x --output x.html
     """
     _quiet_environment()
@@ -479,6 +490,7 @@ def compare(
 ) -> None:
     """Compare runs on the same rows: difference, 95 % interval, p, verdict, and where they disagree.
 
+    \b
     finetune compare runs/x runs/b --report comparison.html
     """
     _quiet_environment()
@@ -503,6 +515,7 @@ def check(
 ) -> None:
     """Examine data before training: duplicates, leaks, labels, lengths, and what the test set can show.
 
+    \b
     finetune check data.train=train.csv data.test=test.csv model=minilm
     """
     _quiet_environment()
@@ -525,6 +538,7 @@ def check(
 def doctor(as_json: Json = False) -> None:
     """Describe this machine as the trainer sees it.
 
+    \b
     finetune doctor
     """
     _quiet_environment()
@@ -559,6 +573,7 @@ def demo(
 ) -> None:
     """Train on shipped data, offline, in minutes: labels in five languages, summaries of dialogues, or stories.
 
+    \b
     finetune demo                        a small multilingual BERT learns English labels and labels five languages
     finetune demo summarization          a Transformer learns to summarise dialogues, beside their first lines
     finetune demo generation             mini-gpt2 goes on with stories, beside n-grams
@@ -589,6 +604,7 @@ def version() -> None:
 def recipes_list(as_json: Json = False) -> None:
     """List the recipes, and the presets that --config takes.
 
+    \b
     finetune recipes list
     """
     from recipes import PRESETS, RECIPES
@@ -606,6 +622,7 @@ def recipes_list(as_json: Json = False) -> None:
 def recipes_show(name: Annotated[str, typer.Argument(help="recipe")], as_json: Json = False) -> None:
     """Print every setting of a recipe with type, default and meaning.
 
+    \b
     finetune recipes show bert_classification
     """
     _quiet_environment()
@@ -627,6 +644,7 @@ def recipes_show(name: Annotated[str, typer.Argument(help="recipe")], as_json: J
 def recipes_schema(name: Annotated[str, typer.Argument(help="recipe")]) -> None:
     """Print a recipe's JSON Schema, so that an editor completes its YAML.
 
+    \b
     finetune recipes schema bert_classification > bert_classification.schema.json
     """
     _quiet_environment()
@@ -643,6 +661,7 @@ def recipes_copy(
 ) -> None:
     """Copy a recipe into your own file, to change as you like.
 
+    \b
     finetune recipes copy bert_classification my_recipe.py
     """
     _quiet_environment()

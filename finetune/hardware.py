@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from finetune.errors import Exit, UserError
+from finetune.terminal import count
 
 Precision = Literal["no", "bf16", "fp16"]
 KINDS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,7 +73,7 @@ def describe(use_cpu: bool = False) -> str:
     """Return the device in a few words: `2 CPU threads, AVX512+bf16` or the GPU's name."""
     if device_type(use_cpu) == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{torch.get_num_threads()} CPU threads, {cpu_capability()}"
+    return f"{count(torch.get_num_threads(), 'CPU thread')}, {cpu_capability()}"
 
 
 def memory_total() -> int:

@@ -158,7 +158,7 @@ def broken_off(place: Place, reason: str) -> UserError:
 def not_here(place: Place, reason: object, instead: str) -> UserError:
     """Return the error of what is neither in the cache nor to be had; `instead` says what to give in its place."""
     what = f"{place.setting} is not on this machine and the Hub cannot be reached ({reason})"
-    return UserError(Exit.NO_NETWORK, f"{what}\n{instead}")
+    return UserError(Exit.NO_NETWORK, f"{what}{did_you_mean(place.name, _known(place))}\n{instead}")
 
 
 def how_to_log_in() -> str:

@@ -142,6 +142,17 @@ def test_every_command_has_help_and_json(arguments: list[str]) -> None:
     shown = done(*arguments, "--help").out
     assert "--json" in shown
     assert "finetune " + " ".join(arguments) in shown
+    examples = [
+        line.strip() for line in getattr(cli, "_".join(arguments)).__doc__.splitlines() if "    finetune" in line
+    ]
+    assert set(examples) <= {line.strip() for line in shown.splitlines()}  # a line each, to be copied
+
+
+def test_the_first_help_keeps_its_examples_a_line_each() -> None:
+    shown = {line.strip() for line in done("--help").out.splitlines()}
+    examples = [line for line in cli.HELP.splitlines() if line.startswith("finetune ")]
+    assert len(examples) > 2
+    assert set(examples) <= shown
 
 
 # Recipes

@@ -128,6 +128,14 @@ def test_a_stratified_part_of_train_is_held_out_where_no_validation_is_given(tmp
     assert other["validation"].texts() != splits["validation"].texts()
 
 
+def test_a_label_column_of_texts_is_asked_about(tmp_path: Path) -> None:
+    file = write(tmp_path, "t.csv", rows_of("abcdefgh"))
+    with pytest.raises(UserError, match="too few rows of each label to hold some out; give data") as found:
+        read_splits(DataConfig(train=file), seed=1)
+    asked = "if these are texts, give the labels' column, data.label_column=NAME"
+    assert str(found.value).endswith(f'every row has a label of its own, e.g. "a": {asked}')
+
+
 def test_every_class_keeps_a_row_in_train_however_large_the_share(tmp_path: Path) -> None:
     file = write(tmp_path, "t.csv", rows_of("aabbccdde"))
     splits = read_splits(DataConfig(train=file, validation_share=0.99), seed=3)

@@ -64,9 +64,11 @@ def test_a_gpu_takes_bf16_where_it_is_native_and_the_cpu_where_that_was_asked_fo
     assert hardware.choose_precision("auto", use_cpu=True).value == "no"
 
 
-def test_the_device_is_told_in_a_few_words(machine: Any) -> None:
+def test_the_device_is_told_in_a_few_words(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
-    assert hardware.describe() == f"{hardware.threads()} CPU threads, {hardware.cpu_capability()}"
+    for threads, told in ((1, "1 CPU thread"), (2, "2 CPU threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert hardware.describe() == f"{told}, {hardware.cpu_capability()}"
 
 
 def test_memory_is_measured_in_bytes() -> None:

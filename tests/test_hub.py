@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 
 from finetune import push
 from finetune.errors import Interrupted
-from finetune.hub import ANSWER_SECONDS
+from finetune.hub import ANSWER_SECONDS, Place, not_here
 
 Files = dict[str, bytes]
 WEIGHTS = "model.safetensors"
@@ -323,6 +323,13 @@ def test_a_closed_repository_opens_with_the_right_token_which_nobody_gets_to_see
 
 
 # A Hub that is ill
+
+
+def test_a_name_that_is_nearly_a_known_one_is_asked_about_without_a_network() -> None:
+    place = Place("model=mini-lm", "model", "mini-lm", others=("mini-mbert", "minilm"))
+    message = str(not_here(place, "no answer", "give a local folder: model=PATH"))
+    assert message.startswith("model=mini-lm is not on this machine and the Hub cannot be reached (no answer)")
+    assert "; did you mean minilm?\n" in message
 
 
 def test_a_hub_out_of_order_is_told_and_the_cache_helps(

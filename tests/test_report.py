@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from conftest import toy_rows
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
+from finetune import processes
 from finetune.report.card import model_card
 from finetune.report.matrix import heat_map_lines
+from finetune.report.opening import say_model
 from finetune.report.text import comparison_lines, results_lines, verdict_text
 from finetune.terminal import HEAD_WIDTH, count, difference, duration, interval, line, p_value, points, size
+from finetune.trainer import TrainConfig
 
 SECRET = "hf_" + "aB3" * 12
 
@@ -81,6 +85,31 @@ def test_a_loss_is_said_to_be_lower_or_higher() -> None:
     assert difference(better) == "loss lower by 0.500 [0.400, 0.700]"
     worse = {"metric": "loss", "difference": -0.5, "low": -0.7, "high": 0.1}
     assert difference(worse) == "loss higher by 0.500 [-0.100, 0.700]"
+
+
+def test_a_thousandfold_cost_is_told_with_its_comma(results: dict[str, Any]) -> None:
+    results["baseline"]["seconds"]["train"], results["seconds"]["train"] = 0.6, 1000.2
+    assert "It took 1,667 times as long to train" in verdict_text(results)
+
+
+@pytest.mark.parametrize(
+    ("settings", "several", "length"),
+    [
+        ({}, "2 processes, each on ", "num_train_epochs=3"),
+        ({"sharding": "fsdp"}, "2 processes, the model parted among them (fsdp), each on ", "num_train_epochs=3"),
+        ({"max_steps": 4}, "2 processes, each on ", "max_steps=4"),
+    ],
+)
+def test_the_model_line_says_what_processes_share_and_when_training_ends(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], several: str, length: str
+) -> None:
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    said: list[str] = []
+    run = SimpleNamespace(say=lambda head, text: said.append(text))
+    config = TrainConfig(learning_rate=1e-3, num_train_epochs=3, mixed_precision="no", use_cpu=True, **settings)
+    say_model(run, "tiny", config, config, 4)  # type: ignore[arg-type]
+    assert said[0].startswith(f"tiny · fp32 on {several}")
+    assert said[-1].startswith(f"learning_rate=0.001 · {length} · 4 updates of ")
 
 
 def test_a_baseline_that_cost_nothing_is_no_divisor(results: dict[str, Any]) -> None:

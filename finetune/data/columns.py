@@ -526,6 +526,9 @@ def _hold_out(train: Split, config: DataConfig, seed: int) -> dict[str, Split]:
         _keep_every_label(labels, chosen)
     if not chosen.any():
         message = f"{train.files[0]} has too few rows of each label to hold some out; give data.validation=FILE"
+        if len(set(labels)) == len(labels):
+            alone = f"every row has a label of its own, e.g. {shown(labels[0])}"
+            message = f"{message}\n{alone}: if these are texts, give the labels' column, data.label_column=NAME"
         raise UserError(Exit.BAD_DATA, message)
     return part_off(train, chosen, config, f"stratified, seed {seed}")
 

@@ -147,7 +147,8 @@ def say_model(
     """Tell what is trained, in which arithmetic, and what `auto` stands for."""
     choice = hardware.choose_precision(requested.mixed_precision, config.use_cpu)
     arithmetic = "fp32" if config.mixed_precision == "no" else config.mixed_precision
-    several = f"{processes.world()} processes, each on " if processes.world() > 1 else ""
+    parted = ", the model parted among them (fsdp)" if config.sharding == "fsdp" else ""
+    several = f"{processes.world()} processes{parted}, each on " if processes.world() > 1 else ""
     device = f"{arithmetic} on {several}{hardware.describe(config.use_cpu)} ({choice.reason})"
     run.say("model", f"{described} · {device}")
     if choice.warning:
@@ -156,7 +157,9 @@ def say_model(
         f"{name}={value:g} (auto)" if asked == "auto" else f"{name}={value:g}"
         for name, value, asked in (
             ("learning_rate", config.learning_rate, requested.learning_rate),
-            ("num_train_epochs", config.num_train_epochs, requested.num_train_epochs),
+            ("num_train_epochs", config.num_train_epochs, requested.num_train_epochs)
+            if config.max_steps < 0
+            else ("max_steps", config.max_steps, requested.max_steps),  # which the epochs give way to
         )
         if not isinstance(value, str)
     ]

@@ -93,8 +93,8 @@ def pace(results: Mapping[str, Any]) -> str:
     if max(dear / cheap, cheap / dear) < ALIKE:
         return "took as long to train"
     if dear > cheap:
-        return f"took {dear / cheap:.0f} times as long to train"
-    return f"trained {cheap / dear:.0f} times as fast"
+        return f"took {dear / cheap:,.0f} times as long to train"
+    return f"trained {cheap / dear:,.0f} times as fast"
 
 
 def cost_lines(results: Mapping[str, Any]) -> list[str]:
