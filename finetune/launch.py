@@ -13,7 +13,7 @@ from finetune.errors import Exit, UserError
 from finetune.processes import OWN_LAUNCH
 
 SECONDS_TO_SAVE = 600  # after a signal: a checkpoint is written before a process ends
-CONSEQUENCES = {Exit.LOST, Exit.TERMINATED, -signal.SIGTERM}
+CONSEQUENCES = (Exit.TERMINATED, Exit.LOST, -signal.SIGTERM)  # of another's end; the first of them may be a reason
 
 
 def is_wanted(processes: int | None, restarts: int) -> bool:
@@ -73,9 +73,15 @@ def _launch_once(name: str, processes: int, arguments: Sequence[str]) -> tuple[i
         except SignalException as error:
             return 128 + int(error.sigval), ""
         except ChildFailedError as error:
-            # The launcher ends the others by SIGTERM, and they lose each other: that is no reason.
-            rank, first = min(error.failures.items(), key=lambda item: (item[1].exitcode in CONSEQUENCES, item[0]))
+            # The launcher ends the others by SIGTERM, and they lose each other: that is no reason. One that saved and
+            # ended as it was told to is one, whatever that signal did to others on their way out.
+            rank, first = min(error.failures.items(), key=lambda item: (_consequence(item[1].exitcode), item[0]))
             if first.exitcode < 0:
                 return Exit.LOST, f"process {rank} was killed ({signal.Signals(-first.exitcode).name})"
             return first.exitcode, f"process {rank} lost the others"
     return Exit.OK, ""
+
+
+def _consequence(code: int) -> int:
+    """Return 0 for an exit code that is a reason by itself, else how surely another process was the reason."""
+    return CONSEQUENCES.index(code) + 1 if code in CONSEQUENCES else 0

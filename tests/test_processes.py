@@ -22,6 +22,7 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from calling import ROOT, call, done, spawn, toy_files, write_csv
 from conftest import toy_rows
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from finetune import checkpoint, launch, processes
 from finetune.errors import Exit
@@ -219,6 +220,27 @@ def test_a_launch_with_fewer_processes_or_other_plans_than_asked_for_is_refused(
     assert found.code == Exit.USAGE
     assert "give sharding=fsdp" in found.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "told"),
+    [
+        ((-signal.SIGTERM, Exit.LOST, Exit.TERMINATED), Exit.TERMINATED, "process 2 lost the others"),
+        ((Exit.LOST, Exit.DIVERGED, Exit.TERMINATED), Exit.DIVERGED, "process 1 lost the others"),
+        ((Exit.LOST, Exit.TERMINATED, -signal.SIGKILL), Exit.LOST, "process 2 was killed (SIGKILL)"),
+        ((-signal.SIGTERM, Exit.LOST), Exit.LOST, "process 1 lost the others"),
+    ],
+)
+def test_of_several_ends_the_one_that_is_the_reason_is_told(
+    codes: tuple[int, ...], code: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ChildFailedError("", {rank: ProcessFailure(rank, 1, int(one), "") for rank, one in enumerate(codes)})
+
+    def failing(*given: object) -> Any:
+        return mock.Mock(side_effect=error)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", failing)
+    assert launch._launch_once("name", len(codes), ()) == (code, told)
 
 
 def test_other_commands_are_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
