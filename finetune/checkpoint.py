@@ -105,9 +105,7 @@ def save_parts(
                 parted.save(content, storage_writer=writer)
             except CheckpointException as error:  # of any process; told in all
                 raise next(iter(error.failures.values()))[0] from None
-        if processes.is_main():
-            _seal(temporary, state)
-    processes.wait()
+        processes.by_main(lambda: _seal(temporary, state))
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -49,8 +49,8 @@ def explain(
     if (run.model / baselines.SIDE_FILE).is_file():
         if steps is not None:
             raise UserError(Exit.USAGE, f"--steps: {run.folder} is TF-IDF, whose features add up exactly")
-        return attribution.explain_features(TfidfModel.load(run.model), inputs, label)
-    parts = classifier.load_trained(str(run.model))
+        return attribution.explain_features(run.loaded(TfidfModel.load), inputs, label)
+    parts = run.loaded(classifier.load_trained)
     reading = _reading(parts, config)
     settings = classifier.resolve(parts, config.train, len(inputs))
     return attribution.explain(parts, inputs, reading, settings, label, steps or attribution.STEPS)
