@@ -209,7 +209,7 @@ def predict(
     finetune predict runs/translation --input new.jsonl --beam-size 5 --output out.jsonl
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune import commands, terminal
     from finetune.run import write_atomic
 
     if input is None and sys.stdin.isatty():
@@ -225,6 +225,7 @@ def predict(
     if output is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         write_atomic(Path(output), "".join(lines).encode())
+        terminal.say(terminal.line("written", f"{output} · {terminal.count(len(rows), 'row')}"))
     elif as_json:
         _print_json(rows)
     else:
@@ -568,6 +569,7 @@ def demo(
         str, typer.Argument(help="languages, summarization or generation; or the folder of languages")
     ] = "languages",
     output_dir: Annotated[str | None, typer.Argument(help="run folder to write; default runs/demo...")] = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -587,7 +589,7 @@ def demo(
         raise UserError(Exit.USAGE, f"no demo {what}{did_you_mean(what, commands.DEMOS)} ({advice})")
     if folder is None:
         folder = "runs/demo" if kind == "languages" else f"runs/demo-{kind}"
-    results = commands.demo(folder, overwrite=overwrite, kind=kind)
+    results = commands.demo(folder, commands.TrainOptions(resume=resume, overwrite=overwrite), kind)
     _print_results(results, as_json)
     if not as_json and "scores" in results:
         for text in commands.examples(folder, results):

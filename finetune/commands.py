@@ -619,12 +619,11 @@ def copy_recipe(name: str, target: str) -> Path:
     return path
 
 
-def demo(output_dir: str, *, overwrite: bool, kind: str = "languages") -> dict[str, Any]:
+def demo(output_dir: str, options: TrainOptions, kind: str = "languages") -> dict[str, Any]:
     """Train on shipped data: labels in five languages, summaries of dialogues, or stories that GPT-2 goes on with."""
     recipe, folder, file = DEMOS[kind]
     data, place = shipped(folder), f"output_dir={output_dir}"
     files = [f"data.{name}={data / file.format(name)}" for name in ("train", "validation", "test")]
-    options = TrainOptions(overwrite=overwrite)
     if kind != "languages":
         return train(recipe, [*files, place], str(PRESETS / f"demo_{kind}.yaml"), options)
     languages = ["train_languages=[en]", f"test_languages=[{','.join(DEMO_LANGUAGES)}]"]

@@ -136,15 +136,15 @@ def to_tree(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
 
 
-def refuse_for_model(model: str, part: str, given: Any, read: Collection[str] = ()) -> None:
+def refuse_for_model(checkpoint: str, part: str, given: Any, read: Collection[str] = ()) -> None:
     """Refuse settings of a part, `network` or `vocabulary`, of which a checkpoint has its own: raises UserError (2).
 
-    `read` are the names of those that are read with a checkpoint too.
+    `checkpoint` is the setting that names it, e.g. `model=NAME`; `read` are the names of those read all the same.
     """
     usual = to_tree(type(given)())
     for name, value in to_tree(given).items():
         if name not in read and value != usual[name]:
-            what = f"{part}.{name}={value} is for random weights: model={model} has a {part} of its own"
+            what = f"{part}.{name}={value} is for random weights: {checkpoint} has a {part} of its own"
             raise UserError(Exit.USAGE, f"{what}; leave out one of the two")
 
 

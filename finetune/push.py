@@ -133,7 +133,7 @@ def _refusal(target: Target, error: HfHubHTTPError) -> UserError:
     if status == 401:
         what += "the Hub does not accept your token (answer 401)"
         return UserError(Exit.NO_INPUT, f"{what}; log in again: hf auth login, or set HF_TOKEN to another token")
-    if status in {403, 404} and owner and owner not in target.owners:
+    if status in {403, 404} and owner and target.owners and owner not in target.owners:
         guess = did_you_mean(owner, target.owners)
         what += f"{owner} is none of yours on the Hub (answer {status}{said}){guess}"
         return UserError(Exit.NO_INPUT, f"{what}\nyou may write to: {', '.join(target.owners)}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,8 @@ def test_a_run_tells_what_it_trains_and_keeps_no_more(run: Path) -> None:
 
 
 def test_predict_and_evaluate_read_the_adapter(run: Path, tmp_path: Path) -> None:
-    done("predict", run, "--input", run.parent / "test.csv", "--output", tmp_path / "p.jsonl")
+    told = done("predict", run, "--input", run.parent / "test.csv", "--output", tmp_path / "p.jsonl").err
+    assert re.search(rf"^written   {re.escape(str(tmp_path / 'p.jsonl'))} · \d+ rows$", told, re.M)
     before, after = read_jsonl(run / "predictions" / "test.jsonl"), read_jsonl(tmp_path / "p.jsonl")
     assert [row["probabilities"] for row in after] == [row["probabilities"] for row in before]
     scores = done("evaluate", run, "--data", run.parent / "test.csv", "--json").json

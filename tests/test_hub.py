@@ -663,6 +663,9 @@ def test_a_push_that_breaks_off_leaves_no_half_model_and_goes_on(
     hub.down = True
     assert_error(online.call(*push, HF_TOKEN=WRITER), 69, "the Hub cannot be reached (Server disconnected")
     hub.heal()
+    hub.status["/whoami-v2"] = 403
+    assert_error(online.call(*push, HF_TOKEN=WRITER), 66, "your token may not write there (answer 403", "HF_TOKEN")
+    hub.heal()
     hub.status["/xet-write-token/"] = 404
     answer = online.call(*push, HF_TOKEN=WRITER)
     assert_error(answer, 69, "the upload broke off", "a Hub without Xet is written to with HF_HUB_DISABLE_XET=1")

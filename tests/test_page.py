@@ -318,7 +318,7 @@ def evidence(results: dict[str, Any]) -> Evidence:
     calm["diagnostics"] |= {"most_confused": None, "errors": [], "unknown_rate": {}, "leaked_rows": {"test": 0}}
     for one in calm["diagnostics"]["per_class"]:
         one["f1"] = 0.9
-    return Evidence(calm, [], [], judging_of(results), "runs/x")
+    return Evidence(calm, [], [], judging_of(results), "runs/x", "max_steps")
 
 
 def changed(evidence: Evidence, **diagnostics: Any) -> Evidence:
@@ -377,7 +377,9 @@ def test_training_that_still_helped_or_went_on_for_too_long_is_seen(evidence: Ev
     def records(*scores: float) -> list[dict[str, Any]]:
         return [{"step": 10 * n, "validation": {"macro_f1": score}} for n, score in enumerate(scores, 1)]
 
-    assert advice_of(dataclasses.replace(evidence, records=records(0.5, 0.6, 0.7))).startswith("Train longer: ")
+    longer = advice_of(dataclasses.replace(evidence, records=records(0.5, 0.6, 0.7)))
+    assert longer.startswith("Train longer: ")
+    assert longer.endswith(" max_steps=...")
     assert advice_of(dataclasses.replace(evidence, records=records(0.5, 0.7, 0.7))) == ""
     assert advice_of(dataclasses.replace(evidence, records=records(0.7, 0.6, 0.5))).startswith("Train shorter")
 

@@ -81,12 +81,13 @@ def test_the_demo_trains_the_shipped_model_on_english_and_scores_five_languages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shorten(monkeypatch, "max_length=32")
-    results = commands.demo(str(tmp_path / "demo"), overwrite=False)
+    results = commands.demo(str(tmp_path / "demo"), TrainOptions())
     assert results["diagnostics"]["train_languages"] == ["en"]
     assert list(results["comparisons"]) == list(results["languages"]) == ["en", "it", "de", "es", "fr"]
     assert results["diagnostics"]["rows"]["test"] == 180
     assert (tmp_path / "demo" / "pictures" / "matrix.svg").is_file()
     assert commands.examples(str(tmp_path / "demo"), results) == []
+    assert commands.demo(str(tmp_path / "demo"), TrainOptions(resume=True))["scores"] == results["scores"]
 
 
 def test_the_demo_of_summaries_says_who_wins_and_shows_three(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

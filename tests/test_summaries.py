@@ -424,7 +424,7 @@ def test_a_multilingual_model_begins_with_the_language_as_in_its_pretraining(kin
         ([], 2, "which model?"),
         (["architecture=seq2seq", "model={bart}"], 2, "give one of the two"),
         (["model={bart}", "network.hidden_size=32"], 2, "network.hidden_size=32 is for random weights: model={bart}"),
-        (["architecture=bert2gpt", "encoder={bert}", "vocabulary.kind=word"], 2, "vocabulary.kind=word is for random"),
+        (["architecture=bert2gpt", "encoder={bert}", "vocabulary.kind=word"], 2, "random weights: encoder={bert}"),
         (["model={bert}"], 65, "(BertModel) writes no text"),
         (["model={bart}", "max_source_length=49"], 2, "max_source_length=49 is more than the 48 tokens"),
         (["model={bart}", "max_target_length=49"], 2, "max_target_length=49 is more than the 48 tokens"),

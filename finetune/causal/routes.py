@@ -73,8 +73,8 @@ def check(name: str | None, words: VocabularyConfig, shape: ShapeConfig) -> None
     if learns:
         what = "vocabulary.train=true is for random weights: the embeddings of a model belong to its own vocabulary"
         raise UserError(Exit.USAGE, f"{what}\nleave out model or vocabulary.train")
-    refuse_for_model(name, "vocabulary", words, {"train"})
-    refuse_for_model(name, "network", shape, {"dropout", "save_dtype"})
+    refuse_for_model(f"model={name}", "vocabulary", words, {"train"})
+    refuse_for_model(f"model={name}", "network", shape, {"dropout", "save_dtype"})
 
 
 def begin(

@@ -73,9 +73,9 @@ def begin(asked: Plan, source: Source | None, words: VocabularyConfig, shape: Sh
     if source is None and not learns:
         raise UserError(Exit.USAGE, "vocabulary.train=false needs a model whose vocabulary is taken; give model=NAME")
     if source is not None:
-        refuse_for_model(source.name, "network", shape, {"dropout", "trained", "pooler", "save_dtype"})
+        refuse_for_model(f"model={source.name}", "network", shape, {"dropout", "trained", "pooler", "save_dtype"})
         if not learns:
-            refuse_for_model(source.name, "vocabulary", words, {"train", "embeddings"})
+            refuse_for_model(f"model={source.name}", "vocabulary", words, {"train", "embeddings"})
     if source is not None and source.adapter is not None and source.adapter.adapter != "none":
         _check_adapter(shape, learns)
     own = None if source is None else pretrained.load_tokenizer(source)

@@ -32,13 +32,14 @@ class Advice:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What advice is drawn from: results.json, records of metrics.jsonl, scores by length, and where the run is."""
+    """What advice is drawn from: results.json, records of metrics.jsonl, scores by length, where the run is."""
 
     results: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
     lengths: Sequence[Mapping[str, float]]
     judging: Judging
     folder: str
+    length: str  # the setting that says how long a run trains
 
     @property
     def told(self) -> Mapping[str, Any]:
@@ -78,7 +79,7 @@ def _unfinished(found: Evidence) -> Iterator[Advice]:
     gain = sign * (values[-1][1] - values[-2][1])
     told = f"{metric} on validation: {values[-2][1]:.3f}, then {values[-1][1]:.3f} after {values[-1][0]:,} updates"
     if best == len(values) - 1 and gain > 0:
-        yield Advice("Train longer", f"the last validation was still the best ({told}).", "num_train_epochs=...")
+        yield Advice("Train longer", f"the last validation was still the best ({told}).", f"{found.length}=...")
     elif best < len(values) // 2 and sign * (values[best][1] - values[-1][1]) > LOST:
         told = f"{metric} on validation was best after {values[best][0]:,} of {values[-1][0]:,} updates"
         yield Advice("Train shorter, or regularise more", f"{told}; the rest was spent for nothing.")

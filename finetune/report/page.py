@@ -31,7 +31,9 @@ def run_page(run: Run) -> str:
     """Return the page of a finished run as HTML; raises UserError where the run did not end."""
     found = read(run)
     results, told = found.results, found.told
-    evidence = Evidence(results, next(iter(found.records.values()), []), found.by_length, found.judging, found.folder)
+    length = "num_train_epochs" if found.config.get("train.max_steps", -1) < 0 else "max_steps"
+    records = next(iter(found.records.values()), [])
+    evidence = Evidence(results, records, found.by_length, found.judging, found.folder, length)
     kicker = " · ".join([results["recipe"], str(results["model"]), found.environment.get("started", "")[:10]])
     return _rendered(
         title=f"{short(told['system'])}: {results['task']}",

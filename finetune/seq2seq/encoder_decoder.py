@@ -181,8 +181,9 @@ def begin(settings: Settings, train: Split, task: Task) -> EncoderDecoder:
     if source is None:
         words = learn(train.sources(), train.targets(), settings.vocabulary)
         return build(settings.network, words, lengths, settings.seed, task)
-    refuse_for_model(source.name, "network", settings.network, {"scheduled_sampling"})  # of the loop, not of the model
-    refuse_for_model(source.name, "vocabulary", settings.vocabulary)
+    given = f"model={source.name}"
+    refuse_for_model(given, "network", settings.network, {"scheduled_sampling"})  # of the loop, not of the model
+    refuse_for_model(given, "vocabulary", settings.vocabulary)
     parts = load(Path(source.path))
     if parts.model.config.max_position_embeddings < _positions(lengths):
         most = f"{parts.model.config.max_position_embeddings} positions"

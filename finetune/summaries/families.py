@@ -43,7 +43,7 @@ def begin(settings: Settings, train: Split) -> Writer:
         raise UserError(Exit.USAGE, f"{what}; give one of the two")
     adapters.check(settings.peft, settings.model)
     if settings.architecture != "seq2seq":
-        reader = settings.encoder if settings.model is None else settings.model
+        reader = f"encoder={settings.encoder}" if settings.model is None else f"model={settings.model}"
         refuse_for_model(reader, "network", settings.network)
         refuse_for_model(reader, "vocabulary", settings.vocabulary)
     if settings.architecture != "auto":
