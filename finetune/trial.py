@@ -79,7 +79,7 @@ def known(run: Run, part: Run) -> Known:
         headline(results),
         f"{' · '.join(scores)} on {count(told['rows'][judged], f'{judged} row')}; in brackets the 95 % interval",
         " · ".join(part for part in made if part),
-        f"data (sha256): {' · '.join(files)}",
+        *([f"data (sha256): {' · '.join(files)}"] if files else []),
     ]
     title = f"{short(told['system'])}: {results['task']}"
     if results["task"] == language_model.TASK:

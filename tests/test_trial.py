@@ -93,6 +93,13 @@ def test_score_interval_and_data_of_the_run_stand_on_the_page(labelled: Path) ->
         assert f"{Path(name).name} {digest[:12]}" in facts
 
 
+def test_of_a_data_set_without_files_no_digest_is_told(labelled: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(labelled, tmp_path / "run"))
+    told = json.loads((copied / "environment.json").read_text())
+    (copied / "environment.json").write_text(json.dumps(told | {"data_sha256": {}}))
+    assert not [fact for fact in known(copied).facts if "sha256" in fact]
+
+
 def test_examples_are_test_rows_with_their_label_and_what_the_baseline_said(labelled: Path) -> None:
     found = known(labelled)
     rows = read_jsonl(labelled / "predictions" / "test.jsonl")
