@@ -67,7 +67,8 @@ class GenerationConfig:
         1.0, "of sampling: draw among the tokens with this probability whose surprise is nearest to the expected one"
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = field(
-        1.0, "above 1: a token costs more that was written before, or stands in the prompt (a source does not count)"
+        1.0,
+        "above 1: a token costs more that was written before, or stands in the prompt (not in a source); to end costs no more",
     )
     no_repeat_ngram_size: NotNegative = field(
         0, "no so many tokens in a row come twice in a prompt with its text (a source does not count); 0: they may"
@@ -338,13 +339,18 @@ class _Rules:
         config = self.config
         logits = logits.float()
         seen = torch.where(history == NOTHING, history[:, -1:], history)
+        end = slice(self.end, self.end + 1)  # to end repeats nothing, though the token may stand before every prompt
         if config.repetition_penalty != 1:
+            kept = logits[:, end]
             logits = penalise_repetition(logits, seen, config.repetition_penalty)
+            logits[:, end] = kept
         scores = logits.log_softmax(dim=1)
         if config.no_repeat_ngram_size:
+            kept = scores[:, end].clone()
             # A single token is forbidden by its number, which NOTHING has not; a longer n-gram never holds it in full.
             single = config.no_repeat_ngram_size == 1
             forbid_repeated_ngrams(scores, seen if single else history, config.no_repeat_ngram_size)
+            scores[:, end] = kept
         if written < config.min_new_tokens:
             scores[:, self.end] = -math.inf
         nothing = scores.amax(dim=1) == -math.inf  # repetition forbids all

@@ -146,6 +146,18 @@ def test_the_gap_beside_a_short_prompt_forbids_no_token(network: PreTrainedModel
     assert tokens_of(together)[0] == tokens_of(alone)[0]
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_token_before_every_prompt_is_no_repetition_where_it_ends_a_text(
+    network: PreTrainedModel, beams: int
+) -> None:
+    ending = copy.deepcopy(network)
+    ending.lm_head.weight = torch.nn.Parameter(torch.zeros_like(ending.lm_head.weight))
+    ending.lm_head.bias = torch.nn.Parameter(torch.tensor([5.0, 4.0, *[0.0] * 255]))  # to end, then a token of all
+    for rule in ({"repetition_penalty": 9.0}, {"no_repeat_ngram_size": 1}):
+        config = GenerationConfig(max_new_tokens=3, temperature=0, num_beams=beams, **rule)
+        assert tokens_of(run(ending, [[0, 7]], config)) == [[()]], rule
+
+
 @pytest.mark.parametrize("temperature", [1e-40, 1e-300])
 def test_the_coldest_samples_are_greedy(network: PreTrainedModel, temperature: float) -> None:
     cold, greedy = (GenerationConfig(max_new_tokens=8, temperature=one) for one in (temperature, 0))
