@@ -310,7 +310,7 @@ def generate(
 def _print_generated(found: list[dict[str, Any]]) -> None:
     for row in found:
         for text in row["texts"]:
-            _print(row["prompt"] + text)
+            _print(row["prompt"] + row["between"] + text)
             if len(found) * len(row["texts"]) > 1:
                 _print("-" * 10)
 
@@ -767,8 +767,10 @@ def _check_page(path: str | None, option: str = "--report") -> None:
 
 
 def _prediction_line(row: dict[str, Any]) -> str:
-    if "source" in row or "probabilities" not in row:  # a text that was written, or whose gaps were filled
-        return str(row["predicted"])
+    if "source" in row or "probabilities" not in row:  # texts that were written, or whose gaps were filled
+        several = row.get("hypotheses", [row["predicted"]])
+        numbered = [f"{place}\t{text}" for place, text in enumerate(several, 1)]
+        return "\n".join(numbered if len(several) > 1 else several)
     predicted, probabilities = row["predicted"], row["probabilities"]
     if isinstance(predicted, list):
         named = "|".join(predicted) or "(none)"

@@ -241,10 +241,11 @@ def predict(
 def generate(
     run: str, prompts: Sequence[str] | str, reading: Sequence[str] = (), tell: Callable[[str], None] | None = None
 ) -> list[dict[str, Any]]:
-    """Go on from prompts, or from the texts of a file: {"prompt", "seed", "texts", "seconds"} of each.
+    """Go on from prompts, or from the texts of a file: {"prompt", "between", "seed", "texts", "seconds"} of each.
 
-    `reading` are settings that differ from the run's, e.g. `generation.temperature=0.8`. `tell` is given the pieces of
-    the only text as they are written.
+    `between` stands between a prompt and its completion, in a run that learnt completions. `reading` are settings that
+    differ from the run's, e.g. `generation.temperature=0.8`. `tell` is given the pieces of the only text as they are
+    written.
     """
     pretrained.quiet()
     folder, _, config = _trained(run, ())
@@ -264,8 +265,9 @@ def generate(
         needs = "give one prompt, --num-return-sequences 1 and --num-beams 1"
         raise UserError(Exit.USAGE, f"--stream shows one text as it is written, and not {had}\n{needs}")
     written = writing.go_on(folder, config, prompts, tell)
+    between = config.data.between if config.data.has_prompts else ""
     return [
-        {"prompt": prompt, "seed": config.seed, "texts": texts, "seconds": written.seconds}
+        {"prompt": prompt, "between": between, "seed": config.seed, "texts": texts, "seconds": written.seconds}
         for prompt, texts in zip(prompts, written.texts, strict=True)
     ]
 

@@ -67,8 +67,7 @@ class GenerationConfig:
         1.0, "of sampling: draw among the tokens with this probability whose surprise is nearest to the expected one"
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = field(
-        1.0,
-        "above 1: a token costs more that was written before, or stands in the prompt (not in a source); to end costs no more",
+        1.0, "above 1: a token that was written, or stands in the prompt (not in a source), costs more, but not the end"
     )
     no_repeat_ngram_size: NotNegative = field(
         0, "no so many tokens in a row come twice in a prompt with its text (a source does not count); 0: they may"
@@ -140,6 +139,18 @@ class Written:
     seconds: float
     cut: int  # prompts that lost their beginning
     cache_bytes: int  # keys and values, at most
+
+    @classmethod
+    def together(cls, parts: Sequence["Written"]) -> "Written":
+        """Return what was written one part after the other."""
+        return cls(
+            texts=[texts for part in parts for texts in part.texts],
+            scores=[scores for part in parts for scores in part.scores],
+            tokens=sum(part.tokens for part in parts),
+            seconds=sum(part.seconds for part in parts),
+            cut=sum(part.cut for part in parts),
+            cache_bytes=max((part.cache_bytes for part in parts), default=0),
+        )
 
     @property
     def tokens_per_second(self) -> float:

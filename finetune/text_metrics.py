@@ -71,7 +71,7 @@ ABBREVIATIONS = {
     *("z.b", "d.h", "u.a", "bzw", "usw", "ca", "nr", "str", "hr", "fr", "sig", "dott", "ecc", "sra", "ud", "uds"),
     *("approx", "dept", "mme", "mlle", "m", "p.ex", "cf"),
 }
-ENDS = re.compile(r"(?:[.!?…؟।]+[\"'»”’)\]]*(?=\s)|[。！？｡]+[」』”’）]*|\n)\s*")
+ENDS = re.compile(r"(?:(?<![.!?…؟।])[.!?…؟।]++[\"'»”’)\]]*+(?=\s)|[。！？｡]+[」』”’）]*|\n)\s*")
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune import generation, hardware
+from finetune import hardware
 from finetune.adapters import AdapterConfig
 from finetune.causal import corpus, routes
 from finetune.causal.corpus import TextDataConfig
-from finetune.causal.model import DropoutConfig, from_checkpoint, load_trained, loss
+from finetune.causal.model import DropoutConfig, from_checkpoint, loss
 from finetune.causal.perplexity import Tally
 from finetune.causal.routes import Reading
 from finetune.causal.tokenizer import TextEncoder
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
-from finetune.generation import GenerationConfig
+from finetune.generation import GenerationConfig, check_longest, predicted_rows
 from finetune.pretrained import starting
 from finetune.report import language_model as report
 from finetune.report import opening, writing
@@ -55,6 +55,7 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     splits = corpus.read_splits(config.data, seed=config.seed)
     figures = opening.say_texts(run, config.data, splits)
     start = from_checkpoint(starting(config.model, config.peft), config.network)
+    check_longest(config.generation, start.context)
     reading = Reading.of(config.max_length, config.stride, config.data, start.context)
     found = routes.material(splits, TextEncoder(start.tokenizer), reading)
     figures |= report.say_material(run, start, found, reading)
@@ -91,10 +92,5 @@ def evaluate(config: Config, run: Run, data: Split) -> Tally:
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Go on from each text, or write the completion of each prompt: one row each, in order."""
-    start = run.loaded(load_trained)
-    prompts = routes.prompts_of(inputs, config.data)
-    completes = config.data.has_prompts
-    written = generation.write(start, prompts, config.generation, config.seed, completes=completes)
-    writing.say_written(run, written, config.generation.max_new_tokens)
-    given = inputs.sources() if completes else prompts
-    return generation.predicted_rows(inputs.ids(), given, written)
+    given = inputs.sources() if config.data.has_prompts else inputs.texts()
+    return predicted_rows(inputs.ids(), given, writing.go_on(run, config, given))

@@ -167,8 +167,9 @@ def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Pat
     assert {row["source"]: row["predicted"] for row in predicted} == ANSWERS
     answer = done("generate", folder, "--prompt", "river", "--json").json
     assert answer["texts"] == [ANSWERS["river"]]
-    assert set(answer) == {"prompt", "seed", "texts", "seconds"}
-    assert answer["prompt"] == "river"
+    assert set(answer) == {"prompt", "between", "seed", "texts", "seconds"}
+    assert answer["prompt"] + answer["between"] == "river\n"
+    assert done("generate", folder, "--prompt", "river").out == f"river\n{ANSWERS['river']}\n"
     plain = done("generate", folder / "model", "--prompt", "river", "--temperature", 0, "--json").json
     assert plain["texts"] == [ANSWERS["river"]]
 
@@ -238,7 +239,8 @@ def test_the_perplexity_of_a_text_is_after_its_prompt(pretrained_run: Ended) -> 
 def test_equal_prompts_get_samples_of_their_own(tiny_gpt2: Path) -> None:
     start = load_trained(tiny_gpt2)
     config = GenerationConfig(max_new_tokens=8)
-    _, own = writing.one_each(start, ["a", "b", "a", "a"], config, 1, completes=False)
+    written, own = writing.one_each(start, ["a", "b", "a", "a"], config, 1, completes=False)
+    assert sum(map(len, written.texts)) == 4  # no more than are asked for
     three = generation.write(start, ["a", "b"], GenerationConfig(max_new_tokens=8, num_return_sequences=3), 1)
     assert own == [three.texts[0][0], three.texts[1][0], three.texts[0][1], three.texts[0][2]]
     assert len(set(own)) == 4
@@ -409,6 +411,7 @@ def test_gpt2_classifies_through_the_recipe_of_bert_without_a_pad_token(tiny_gpt
         ),
         (("data.train={}/train.txt", "model={}"), "vocabulary.vocab_size=300 is for random weights: model={}", 2),
         (("data.train={}/train.txt", "network.num_attention_heads=3"), "is no multiple of", 2),
+        (("data.train={}/train.txt", "generation.max_new_tokens=999"), "max_new_tokens=999 is more than the", 2),
     ],
 )
 def test_what_cannot_be_is_told_before_there_is_a_folder(
@@ -474,6 +477,7 @@ def test_documents_of_one_token_are_read(tiny_gpt2: Path, tmp_path: Path) -> Non
     outcome = done(
         "train", "gpt2_generation", f"data.train={tmp_path}/letters.txt", f"model={tiny_gpt2}", "max_length=8",
         "train.max_steps=2", "train.mixed_precision=no", "train.use_cpu=true", f"output_dir={tmp_path}/run",
+        "generation.max_new_tokens=8",
     )  # fmt: skip
     assert "bits_per_byte" in outcome.out
     assert "byte 3-grams, Kneser-Ney" in outcome.out
@@ -486,7 +490,7 @@ def test_of_several_seeds_the_best_is_the_one_with_the_fewest_bits(
     found = done(
         "train", "gpt2_generation", f"data.train={texts}/train.txt", f"model={tiny_gpt2}", "max_length=16",
         "train.max_steps=3", "train.mixed_precision=no", "train.use_cpu=true", "seeds=[1,2]", "network.dropout=0.5",
-        "samples=2", f"output_dir={tmp_path}/run", "--json",
+        "samples=2", "generation.max_new_tokens=8", f"output_dir={tmp_path}/run", "--json",
     ).json  # fmt: skip
     bits = {seed: one["scores"]["validation"]["bits_per_byte"]["value"] for seed, one in found["seeds"].items()}
     assert bits["1"] != bits["2"]

@@ -92,6 +92,8 @@ def test_predict_gives_a_line_a_row_in_order_from_file_and_stdin(trained: Path, 
     several = done("predict", trained, "--input", file, "--beam-size", 4, "--n-best", 3, "--json").json
     assert [len(row["hypotheses"]) for row in several] == [3, 3]
     assert [row["hypotheses"][0] for row in several] == [row["predicted"] for row in several]
+    shown = done("predict", trained, "--input", file, "--beam-size", 4, "--n-best", 3).out.splitlines()
+    assert shown == [f"{n}\t{text}" for row in several for n, text in enumerate(row["hypotheses"], 1)]
 
 
 def test_evaluate_repeats_the_scores_of_the_run(trained: Path) -> None:

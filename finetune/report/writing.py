@@ -1,7 +1,7 @@
 """What a language model writes: some texts after training beside human ones, their figures, what writing took."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
@@ -38,12 +38,12 @@ class Sampling:
 
 def go_on(run: Run, config: Any, prompts: Sequence[str], tell: Callable[[str], None] | None = None) -> Written:
     """Go on from prompts with the model of a run, loaded once, as `config` says; `tell` as in `generation.write`."""
-    completes = config.data.has_prompts
-    after = config.data.between if completes else ""
-    given = [prompt + after if prompt else "" for prompt in prompts]
     if config.generation.dtype == "bfloat16" and (warning := hardware.choose_precision("bf16", use_cpu=False).warning):
         run.say("warning", warning)
     start = run.loaded(load_trained)
+    completes = config.data.has_prompts
+    after = config.data.between if completes else ""
+    given = [prompt + after if prompt else "" for prompt in prompts]
     written = generation.write(start, given, config.generation, config.seed, tell, completes=completes)
     say_written(run, written, config.generation.max_new_tokens)
     return written
@@ -69,12 +69,10 @@ def try_out(
     if not asked.texts:
         return {}
     start, split = judge.start, splits[judged_split(splits)]
-    longest = min(asked.config.max_new_tokens, start.context)
-    shortest = min(asked.config.min_new_tokens, longest)
-    config = replace(asked.config, max_new_tokens=longest, min_new_tokens=shortest)
+    longest = asked.config.max_new_tokens
     rows = np.unique(np.linspace(0, len(split) - 1, min(asked.texts, len(split))).round().astype(int)).tolist()
     prompts, human = parted(split.select(rows), judge.reading, start, longest)
-    written, own = one_each(start, prompts, config, asked.seed, completes=judge.reading.data.has_prompts)
+    written, own = one_each(start, prompts, asked.config, asked.seed, completes=judge.reading.data.has_prompts)
     figures = {
         name: text_quality.quality(texts, learnt) | {"perplexity": _perplexity(judge, prompts, texts)}
         for name, texts in (("own", own), ("human", human))
@@ -95,12 +93,16 @@ def one_each(
     start: Start, prompts: Sequence[str], config: GenerationConfig, seed: int, *, completes: bool
 ) -> tuple[Written, list[str]]:
     """Go on from each prompt once; equal prompts get samples of their own, where samples are drawn."""
-    times = Counter(prompts)
-    copies = max(times.values()) if config.samples else 1
-    wanted = replace(config, num_return_sequences=copies)
-    written = generation.write(start, list(times), wanted, seed, completes=completes)
-    left = {prompt: cycle(texts) for prompt, texts in zip(times, written.texts, strict=True)}
-    return written, [next(left[prompt]) for prompt in prompts]
+    alike: dict[int, list[str]] = {}  # by how often they come
+    for prompt, times in Counter(prompts).items():
+        alike.setdefault(times if config.samples else 1, []).append(prompt)
+    left: dict[str, Iterator[str]] = {}
+    parts = []
+    for copies, group in alike.items():
+        wanted = replace(config, num_return_sequences=copies)
+        parts.append(generation.write(start, group, wanted, seed, completes=completes))
+        left |= {prompt: cycle(texts) for prompt, texts in zip(group, parts[-1].texts, strict=True)}
+    return Written.together(parts), [next(left[prompt]) for prompt in prompts]
 
 
 def parted(split: Split, reading: Reading, start: Start, longest: int) -> tuple[list[str], list[str]]:
