@@ -365,6 +365,8 @@ def explain(
         raise UserError(Exit.USAGE, "missing option '--text'; finetune explain --help")
     if texts and (input or contexts):
         raise UserError(Exit.USAGE, "give texts by --text or in a file, not both")
+    if reading and input is None:
+        raise UserError(Exit.USAGE, "columns, encoding and delimiter are of --input FILE, which is missing")
     if attention:
         if len(texts) != 1:
             raise UserError(Exit.USAGE, "--attention is of one --text")
@@ -438,9 +440,9 @@ def export(
     from finetune import commands, terminal
 
     if checkpoint is not None:
-        if output is None or merge or data is not None or push is not None:
+        if output is None or merge or any(given is not None for given in (data, push, private)):
             what = "--checkpoint writes weights as they are, to --output FILE"
-            raise UserError(Exit.USAGE, f"{what}; give that, and leave out --merge, --data and --push")
+            raise UserError(Exit.USAGE, f"{what}; give that, and leave out --merge, --data, --push and who may see it")
         weights = commands.export_weights(run, output, checkpoint)
         if as_json:
             return _print_json(weights)

@@ -508,6 +508,8 @@ def export_model(run: str, options: ExportOptions) -> dict[str, Any]:
         raise UserError(Exit.USAGE, "where to? give --output FOLDER, --push OWNER/NAME on the Hub, or both")
     if options.private is not None and options.push is None:
         raise UserError(Exit.USAGE, "--private and --public are of --push OWNER/NAME, which is missing")
+    if options.data is not None and not options.merge:
+        raise UserError(Exit.USAGE, "--data has the texts on which --merge compares; give --merge too, or leave it out")
     pretrained.quiet()
     folder, _, config = _trained(run, ())
     target = None if options.push is None else push.greet(options.push, options.private)

@@ -15,7 +15,7 @@ from finetune import adapters, checkpoint, pretrained
 from finetune.data.batching import pad, pad_and_mask
 from finetune.errors import Exit, UserError
 from finetune.report.card import ADAPTER
-from finetune.run import disk_errors, read_json
+from finetune.run import disk_errors, open_as_its_folder, read_json
 from finetune.seq2seq import encoder_decoder as networks
 from finetune.seq2seq.vocabulary import PAD
 from finetune.summaries.encoder_decoders import OWN_TOKENIZER
@@ -104,8 +104,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
     try:
         with disk_errors(temporary):
             yield temporary
-            for path in temporary.rglob("*"):  # safetensors lets nobody else read its files, whatever the umask
-                path.chmod(temporary.stat().st_mode & (0o777 if path.is_dir() else 0o666))
+            open_as_its_folder(temporary)
             if output.is_dir():
                 output.rmdir()
             temporary.rename(output)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from finetune import terminal
 from finetune.errors import Exit, UserError
-from finetune.processes import OWN_LAUNCH
+from finetune.processes import OWN_LAUNCH, is_own
 
 SECONDS_TO_SAVE = 600  # after a signal: a checkpoint is written before a process ends
 CONSEQUENCES = (Exit.TERMINATED, Exit.LOST, -signal.SIGTERM)  # of another's end; the first of them may be a reason
@@ -31,6 +31,8 @@ def is_wanted(processes: int | None, restarts: int) -> bool:
         return restarts > 0 or (processes or 1) > 1
     if processes is not None and int(started) != processes:
         raise UserError(Exit.USAGE, f"--processes {processes}, but the launcher started {started}; leave it out")
+    if restarts > 0 and not is_own():
+        raise UserError(Exit.USAGE, f"--max-restarts {restarts} is for the launcher that started this; give it there")
     return False
 
 

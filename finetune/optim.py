@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from finetune.errors import Exit, UserError
 
 LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
+EMBEDDINGS = re.compile(r"embed|(?:^|\.)(?:w[tp]e|shared)\.")  # of words, positions and segments, with their norms
 WORD_EMBEDDINGS = re.compile(r"(?:^|\.)(?:word_embeddings|wte|embed_tokens|shared)\.weight$")
 SCALES = re.compile(r"\.ia3_l\.")
 PAPER_WIDTH = 768
@@ -52,8 +53,7 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
     found = {name: LAYER.search(name) for name in names}
     top = 1 + max((int(match[1]) + 1 for match in found.values() if match), default=0)
     return {
-        name: int(match[1]) + 1 if match else 0 if "embeddings" in name or re.search(r"\.w[tp]e\.", name) else top
-        for name, match in found.items()
+        name: int(match[1]) + 1 if match else 0 if EMBEDDINGS.search(name) else top for name, match in found.items()
     }
 
 

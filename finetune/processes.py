@@ -31,13 +31,18 @@ def join() -> None:
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=LONGEST_WAIT)
 
 
+def is_own() -> bool:
+    """Tell whether `finetune train --processes` or `--max-restarts` started this process."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OWN_LAUNCH)
+
+
 def is_restart_of(launch: str | None) -> bool:
     """Tell whether these processes took the place of others of the same launch, by its name in environment.json.
 
     A launcher on a machine that came back counts from 0: it is enough that one of them counts.
     """
     own = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    counts = own.startswith(OWN_LAUNCH) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    counts = is_own() or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     return summed(bool(own) and own == launch and counts)[0] > 0
 
 

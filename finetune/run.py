@@ -240,10 +240,10 @@ class Run:
         temporary.mkdir()
         with disk_errors(temporary):
             save(temporary)
-            for path in temporary.iterdir():  # safetensors lets nobody else read its files, whatever the umask
-                path.chmod(temporary.stat().st_mode & 0o666)
-        shutil.rmtree(self.model, ignore_errors=True)
-        temporary.rename(self.model)
+            open_as_its_folder(temporary)
+            if self.model.exists():
+                shutil.rmtree(self.model)
+            temporary.rename(self.model)
 
     def drop_weights(self) -> None:
         """Remove model/ and checkpoints/ of a run that had only to be scored."""
@@ -429,8 +429,23 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise
 
 
+def open_as_its_folder(folder: Path) -> None:
+    """Let those read all that is in a folder who may read it: safetensors lets nobody else, whatever the umask."""
+    mode = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        path.chmod(mode & (0o777 if path.is_dir() else 0o666))
+
+
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    A link stays, and what it points to is written; into a device or a pipe the content goes straight.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with disk_errors(path):
+            path.write_bytes(content)
+        return
     temporary = path.with_name(f".tmp-{path.name}")
     with disk_errors(path.parent):
         with temporary.open("wb") as stream:

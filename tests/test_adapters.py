@@ -250,6 +250,8 @@ def test_export_copies_the_model_and_its_card(run: Path, tmp_path: Path) -> None
     taken = call("export", run, "--output", tmp_path / "copy")
     assert taken.code == Exit.OUTPUT_TAKEN
     done("predict", tmp_path / "copy", stdin="my parcel is late\n")
+    for unread in (("--data", "x.csv"), ("--checkpoint", "last", "--private")):
+        assert call("export", run, "--output", tmp_path / "new", *unread).code == Exit.USAGE
     nothing = call("export", tmp_path / "copy", "--merge", "--output", tmp_path / "merged")
     assert nothing.code == Exit.USAGE
     assert "--data" in nothing.err

@@ -384,6 +384,7 @@ def test_of_a_wrong_label_set_the_surest_wrong_decision_is_explained() -> None:
         (["--text", TEXT, "--input", "a.csv"], 2, "not both"),
         (["--text", TEXT, "--text", TEXT, "--text-pair", TEXT], 2, "2 --texts and 1 --text-pair"),
         (["--text", TEXT, "--layer", "2"], 2, "--contexts and --layer are of --word"),
+        (["--text", TEXT, "--text-column", "x"], 2, "of --input FILE, which is missing"),
         (["--text", " "], 65, "--text is empty"),
         (["--input", "no.csv"], 66, "no.csv"),
     ],

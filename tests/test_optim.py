@@ -70,6 +70,13 @@ def test_depth_rises_from_embeddings_over_layers_to_the_head(
     assert depths["transformer.wte.weight"] == depths["transformer.wpe.weight"] == 0
     assert depths["transformer.h.1.mlp.c_fc.weight"] == 2
     assert depths["transformer.ln_f.weight"] == depths["score.weight"] == 3
+    named = (
+        "model.embed_tokens.weight",
+        "model.embed_positions.weight",
+        "shared.weight",
+        "encoder.layers.0.fc1.weight",
+    )
+    assert list(optim.layer_depths(named).values()) == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])

@@ -265,6 +265,9 @@ def test_what_is_started_anew_needs_a_folder_to_go_on_in(monkeypatch: pytest.Mon
     found = call("train", "bert_classification")
     assert found.code == Exit.USAGE
     assert "--max-restarts: give output_dir=RUN" in found.err
+    found = call("train", "bert_classification", "--max-restarts", 2)
+    assert found.code == Exit.USAGE
+    assert "--max-restarts 2 is for the launcher that started this" in found.err
 
 
 def children(of: int) -> dict[str, int]:

@@ -242,7 +242,8 @@ ODD = [
 def test_odd_labels_texts_and_names_do_not_break_card_or_terminal(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a|b <i>`c`"
     folder.mkdir()
-    rows = [(identity, text, ODD[number % len(ODD)]) for number, (identity, text, _) in enumerate(toy_rows(48))]
+    texts = [(identity, f"\x1b[31m{text}") for identity, text, _ in toy_rows(48)]
+    rows = [(*row, ODD[number % len(ODD)]) for number, row in enumerate(texts)]
     train, test = write_csv(folder / "train.csv", rows), write_csv(folder / "test.csv", rows[:24])
     output = f"output_dir={tmp_path / 'run'}"
     outcome = done(
@@ -250,6 +251,7 @@ def test_odd_labels_texts_and_names_do_not_break_card_or_terminal(tiny_model: Pa
         "max_length=32", "num_train_epochs=1",
     )  # fmt: skip
     assert "verdict" in outcome.out
+    assert "\x1b" not in outcome.out
     _, body = card_of(tmp_path / "run")
     tables = [row for row in body.splitlines() if row.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in tables} == {5}

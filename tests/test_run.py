@@ -300,11 +300,27 @@ def test_weights_may_be_read_by_those_who_may_read_the_rest(tmp_path: Path) -> N
 
     def save(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
-        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+        (folder / "decoder").mkdir()
+        for place in (folder, folder / "decoder"):
+            save_file({"weight": torch.zeros(1)}, place / "model.safetensors")
 
     run.save_model(save)
-    modes = {path.stat().st_mode for path in run.model.iterdir()}
+    modes = {path.stat().st_mode for path in run.model.rglob("*") if path.is_file()}
     assert modes == {run.config_file.stat().st_mode}
+    assert (run.model / "decoder").stat().st_mode == run.folder.stat().st_mode
+
+
+def test_a_link_stays_and_a_pipe_is_written_into(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    write_atomic(tmp_path / "link", b"new")
+    assert (tmp_path / "target").read_bytes() == b"new"
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(tmp_path / "pipe", b"new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])

@@ -9,7 +9,7 @@ from finetune import text_evaluation
 from finetune.report import language_model
 from finetune.report.text_results import task_of
 from finetune.run import Run
-from finetune.terminal import difference, line, shown
+from finetune.terminal import difference, line, printable, shown
 from finetune.text_baselines import LEADS, LeadSentences
 from finetune.text_evaluation import Task, TextPredictions
 
@@ -70,4 +70,4 @@ def spread(rows: int) -> list[int]:
 
 
 def _short(text: str) -> str:
-    return textwrap.shorten(text, LONGEST, placeholder=" ...")
+    return printable(textwrap.shorten(text, LONGEST, placeholder=" ..."))

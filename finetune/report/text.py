@@ -7,7 +7,7 @@ from finetune.report.budget import budget_lines
 from finetune.report.diagnosis import correlation_text
 from finetune.report.matrix import language_lines
 from finetune.report.summaries import bertscore_text, summaries_text
-from finetune.terminal import count, difference, duration, is_percentage, line, p_value, shown
+from finetune.terminal import count, difference, duration, is_percentage, line, p_value, printable, shown
 
 SHOWN_ERRORS = 3
 SHOWN_DISAGREEMENTS = 5
@@ -147,16 +147,17 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         lines.append(line("rows", f"{count(len(rows), 'text')} that only one of them gets right, e.g."))
     for row in rows[:SHOWN_DISAGREEMENTS]:
         said = f"gold {row['gold']} · {first}: {row['predicted'][0]} · {second}: {row['predicted'][1]}"
-        lines.append(line("", f"{row['id']}: {_short(row['text'])}\n  {said}"))
+        lines.append(line("", f"{row['id']}: {_short(row['text'])}\n  {printable(said)}"))
     return lines
 
 
 def _error(error: Mapping[str, Any]) -> str:
     if "source" in error:
         return f"{_short(error['predicted'])} (chrF {error['score']:.0f}) for: {_short(error['source'])}"
-    return f"{error['gold']} taken for {error['predicted']} ({error['probability']:.2f}): {_short(error['text'])}"
+    gold, predicted = (printable(str(error[name])) for name in ("gold", "predicted"))
+    return f"{gold} taken for {predicted} ({error['probability']:.2f}): {_short(error['text'])}"
 
 
 def _short(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     return flat if len(flat) <= 70 else flat[:67] + "..."
