@@ -575,5 +575,19 @@ def test_long_rows_are_told_of_each_split(tiny_gpt2: Path, tmp_path: Path) -> No
     assert "1 row of validation above max_length=8: they lose the beginning of their prompt" in told
 
 
+def test_rows_that_are_left_out_teach_nothing(tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    rows = [("x" * 20, "xyz"), ("x", "abc"), ("y" * 20, "wide"), ("y", "cab")]
+    path.write_text("".join(json.dumps({"p": p, "c": c}) + "\n" for p, c in rows), encoding="utf-8")
+    data = TextDataConfig(prompt_column="p", completion_column="c", separator=">", on_long="skip")
+    splits = {name: read_split(name, str(path), data) for name in ("train", "validation")}
+    encoder = routes.TextEncoder(AutoTokenizer.from_pretrained(tiny_gpt2))
+    found = routes.material(splits, encoder, routes.Reading.of(8, None, data, 48))
+    assert (found.learnt, found.before) == (["abc", "cab"], ["x>", "y>"])
+    assert found.figures["bytes"] == 6
+    assert found.train.name(1) == f"{path}:4"
+    assert len(found.texts["validation"].texts) == 4  # all are scored
+
+
 def test_the_page_has_what_such_a_run_can_tell(pretrained_run: Ended) -> None:
     assert {"scores", "curves", "errors", "made"} <= set(sections_of(pretrained_run[0]))

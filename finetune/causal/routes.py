@@ -152,6 +152,7 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
         examples = packing.completion_examples(found, encoder.end, train.where)
         predicted = int(sum(map(len, found.rows)) - found.prompt.sum())
         figures |= {"documents": len(found.rows), "tokens": int(sum(map(len, found.rows))), "predicted": predicted}
+        train = train.select(found.row.tolist())  # whatever is told of train, and learns from it, has these rows alone
         learnt = train.targets()
     else:
         learnt = train.texts()
