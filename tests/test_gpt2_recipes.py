@@ -589,5 +589,16 @@ def test_rows_that_are_left_out_teach_nothing(tiny_gpt2: Path, tmp_path: Path) -
     assert len(found.texts["validation"].texts) == 4  # all are scored
 
 
+def test_a_train_of_long_rows_alone_is_refused_with_a_way_out(tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"p": "x" * 20, "c": "abc"}) + "\n", encoding="utf-8")
+    data = TextDataConfig(prompt_column="p", completion_column="c", on_long="skip")
+    encoder = routes.TextEncoder(AutoTokenizer.from_pretrained(tiny_gpt2))
+    wanted = r"long\.jsonl: every row is .* max_length=8.*\ngive a larger max_length, .*, or data\.on_long=truncate"
+    with pytest.raises(UserError, match=wanted) as caught:
+        routes.completions(read_split("train", str(path), data), encoder, routes.Reading.of(8, None, data, 48))
+    assert caught.value.code == Exit.BAD_DATA
+
+
 def test_the_page_has_what_such_a_run_can_tell(pretrained_run: Ended) -> None:
     assert {"scores", "curves", "errors", "made"} <= set(sections_of(pretrained_run[0]))

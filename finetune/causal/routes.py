@@ -216,7 +216,9 @@ def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Complet
         first.append(1 + len(prompt))
         kept.append(row)
     if not rows:
-        raise UserError(Exit.BAD_DATA, f"{split.files[0]}: every row is longer than max_length={reading.window}")
+        what = f"{split.files[0]}: every row is longer than max_length={reading.window}, and data.on_long=skip"
+        advice = "give a larger max_length, as far as the model can read, or data.on_long=truncate"
+        raise UserError(Exit.BAD_DATA, f"{what}\n{advice}")
     return Completions(rows, np.array(first, dtype=np.int64), np.array(kept, dtype=np.int64), long)
 
 
