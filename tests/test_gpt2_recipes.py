@@ -575,6 +575,28 @@ def test_long_rows_are_told_of_each_split(tiny_gpt2: Path, tmp_path: Path) -> No
     assert "1 row of validation above max_length=8: they lose the beginning of their prompt" in told
 
 
+@pytest.mark.parametrize(("on_long", "of_train"), [("truncate", 1), ("skip", 0)])
+def test_completions_above_a_window_by_themselves_are_told_apart(
+    tiny_gpt2: Path, tmp_path: Path, on_long: Any, of_train: int
+) -> None:
+    path = tmp_path / "long.jsonl"
+    sizes = [(1, 3), (20, 3), (1, 7), (1, 8)]  # 7 and the end fill a window of 8
+    lines = (json.dumps({"p": "x" * prompt, "c": "y" * completion}) + "\n" for prompt, completion in sizes)
+    path.write_text("".join(lines), encoding="utf-8")
+    data = TextDataConfig(prompt_column="p", completion_column="c", on_long=on_long)
+    splits = {name: read_split(name, str(path), data) for name in ("train", "validation")}
+    tokenizer, run = AutoTokenizer.from_pretrained(tiny_gpt2), Run(tmp_path / "run", quiet=True)
+    reading = routes.Reading.of(8, None, data, 48)
+    found = routes.material(splits, routes.TextEncoder(tokenizer), reading)
+    start: Any = types.SimpleNamespace(tokenizer=tokenizer)
+    told = language_model.say_material(run, start, found, reading)
+    assert told["long_completions"] == {"train": of_train, "validation": 1}
+    heard = " ".join("\n".join(run.heard()).split())
+    what = "1 completion of {} above max_length=8 even without a prompt: read without one, {}"
+    assert (what.format("train", "and cut at the end, end-of-text included") in heard) == bool(of_train)
+    assert what.format("validation", "in windows") in heard
+
+
 def test_rows_that_are_left_out_teach_nothing(tiny_gpt2: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     rows = [("x" * 20, "xyz"), ("x", "abc"), ("y" * 20, "wide"), ("y", "cab")]

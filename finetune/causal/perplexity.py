@@ -132,7 +132,7 @@ class Texts:
     """Texts to be predicted, coded: `rows` begin and end with end-of-text, tokens before `first` are only read.
 
     `texts` are what is predicted: documents, or completions; `before` is what each stands behind, a prompt or nothing.
-    Of `long` of them the prompt was cut.
+    Of `long` of them the prompt was cut; `alone` of these are completions that fill more than a window by themselves.
     """
 
     ids: list[str]
@@ -141,6 +141,7 @@ class Texts:
     first: np.ndarray
     before: list[str]
     long: int = 0
+    alone: int = 0
 
     @property
     def bytes(self) -> np.ndarray:

@@ -164,6 +164,7 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
     texts = {name: coded(split, encoder, reading) for name, split in splits.items() if name != "train"}
     if reading.data.has_prompts:
         figures["long_rows"] = {"train": found.long} | {name: one.long for name, one in texts.items()}
+        figures["long_completions"] = {"train": found.alone} | {name: one.alone for name, one in texts.items()}
     return Material(examples, texts, learnt, _before(train, reading.data), figures)
 
 
@@ -182,7 +183,8 @@ def coded(split: Split, encoder: TextEncoder, reading: Reading) -> Texts:
         if reading.data.on_long == "skip":
             reading = replace(reading, data=replace(reading.data, on_long="truncate"))
         found = completions(split, encoder, reading)
-        return Texts(split.ids(), split.targets(), found.rows, found.prompt, _before(split, reading.data), found.long)
+        before, counts = _before(split, reading.data), (found.long, found.alone)
+        return Texts(split.ids(), split.targets(), found.rows, found.prompt, before, *counts)
     rows = [np.array([encoder.end, *row, encoder.end]) for row in encoder.encode(split.texts())]
     first = np.ones(len(rows), dtype=np.int64)
     return Texts(split.ids(), split.texts(), rows, first, _before(split, reading.data))
@@ -200,7 +202,7 @@ def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Complet
     longer than a window keeps its length.
     """
     prompts = encoder.encode([text + reading.data.between for text in split.sources()])
-    rows, first, kept, long = [], [], [], 0
+    rows, first, kept, long, alone = [], [], [], 0, 0
     for row, (prompt, completion) in enumerate(zip(prompts, encoder.encode(split.targets()), strict=True)):
         size = 1 + len(prompt) + len(completion)  # what is read: all but the last end
         if size > reading.window:
@@ -210,6 +212,7 @@ def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Complet
                 raise UserError(Exit.BAD_DATA, f"{what}\ngive data.on_long=truncate or skip, or a longer max_length")
             if reading.data.on_long == "skip":
                 continue
+            alone += 1 + len(completion) > reading.window
             room = max(0, reading.window - 1 - len(completion))
             prompt = prompt[len(prompt) - room :] if room else []
         rows.append(np.array([encoder.end, *prompt, *completion, encoder.end]))
@@ -219,7 +222,7 @@ def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Complet
         what = f"{split.files[0]}: every row is longer than max_length={reading.window}, and data.on_long=skip"
         advice = "give a larger max_length, as far as the model can read, or data.on_long=truncate"
         raise UserError(Exit.BAD_DATA, f"{what}\n{advice}")
-    return Completions(rows, np.array(first, dtype=np.int64), np.array(kept, dtype=np.int64), long)
+    return Completions(rows, np.array(first, dtype=np.int64), np.array(kept, dtype=np.int64), long, alone)
 
 
 @dataclass(frozen=True)

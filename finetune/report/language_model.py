@@ -48,6 +48,11 @@ def say_material(run: Run, start: Start, found: Material, reading: Reading) -> d
                 done = "are left out" if skips and name == "train" else "lose the beginning of their prompt"
                 long = count(number, "row")
                 run.say("warning", f"{long} of {name} above max_length={reading.window}: they {done}")
+        for name, number in figures["long_completions"].items():
+            if number:
+                done = "and cut at the end, end-of-text included" if name == "train" else "in windows"
+                long = f"{count(number, 'completion')} of {name} above max_length={reading.window} even without a prompt"
+                run.say("warning", f"{long}: read without one, {done}")
     run.say("", f"scored in windows of {reading.window} tokens, {reading.stride} apart, each {noun} by itself")
     return figures | {"window": reading.window, "stride": reading.stride, "vocabulary": len(start.tokenizer)}
 
