@@ -622,5 +622,28 @@ def test_a_train_of_long_rows_alone_is_refused_with_a_way_out(tiny_gpt2: Path, t
     assert caught.value.code == Exit.BAD_DATA
 
 
+def test_what_is_counted_has_a_limit_even_of_one_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_BASELINE_BYTES", 10_000)
+    long = "".join(f"{number:04d} да " for number in range(3_000))  # 30,000 bytes, 12 parts
+    for texts in ([long], ["x" * 100, long, "y" * 100], [f"{number:05d}" for number in range(6_000)], ["a" * 11_000]):
+        kept, share = routes.affordable(texts)
+        size, total = (sum(len(text.encode()) for text in some) for some in (kept, texts))
+        assert 0.7 * 10_000 <= size <= 10_000
+        assert share == size / total
+        places = ["\n".join(texts).index(part) for part in kept]
+        assert places == sorted(places)
+    kept, _ = routes.affordable([long])
+    assert long.index(kept[-1]) > len(long) / 2  # of all of it
+    whole = ["a" * 6_000, "b" * 4_000]
+    assert routes.affordable(whole) == (whole, 1.0)
+
+
+def test_the_name_of_the_n_grams_says_how_much_they_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_BASELINE_BYTES", 10_000)
+    texts = [sentence(np.random.default_rng(row)) for row in range(20)] * 40
+    name, _, _ = routes.beside(routes.Material(mock.Mock(), {}, texts, [""] * len(texts), {}))
+    assert name.endswith(f" (of {100 * routes.affordable(texts)[1]:.3g} % of train)")
+
+
 def test_the_page_has_what_such_a_run_can_tell(pretrained_run: Ended) -> None:
     assert {"scores", "curves", "errors", "made"} <= set(sections_of(pretrained_run[0]))

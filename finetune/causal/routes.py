@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune import adapters, hardware
+from finetune import adapters, hardware, ngrams
 from finetune.causal import model as models
 from finetune.causal import packing, perplexity, tokenizer
 from finetune.causal.corpus import TextDataConfig
@@ -247,20 +247,36 @@ class Judge:
         return perplexity.tally(self.start, self.texts[name], self.reading.window, self.reading.stride, self.precision)
 
 
-def affordable(texts: Sequence[str]) -> tuple[Sequence[str], int]:
-    """Return the texts, or evenly so many of them as may be counted in memory; also, of how many each is one."""
-    part = max(1, -(-sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // MOST_BASELINE_BYTES))
-    return texts[::part], part
+def affordable(texts: Sequence[str]) -> tuple[Sequence[str], float]:
+    """Return the texts, or evenly so many parts of them as may be counted in memory; also the share of all bytes kept.
+
+    No more than MOST_BASELINE_BYTES are kept, however long one text is: texts are cut into `ngrams.parts` first.
+    """
+    total = sum(map(_bytes, texts))
+    if total <= MOST_BASELINE_BYTES:
+        return texts, 1.0
+    seen = size = 0
+    kept = []
+    for part in ngrams.parts(texts):
+        seen += _bytes(part)
+        if (size + _bytes(part)) * total <= seen * MOST_BASELINE_BYTES:
+            size += _bytes(part)
+            kept.append(part)
+    return kept, size / total
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     """Fit the cheap system to the texts of train; return its name, its tally of each split and the seconds of fitting.
 
-    Like the model it reads prompts and answers for completions alone. Of a large train it counts evenly as many texts
+    Like the model it reads prompts and answers for completions alone. Of a large train it counts evenly as many parts
     as memory allows.
     """
     whole = [prompt + text for prompt, text in zip(found.before, found.learnt, strict=True)]
-    learnt, part = affordable(whole)
+    learnt, share = affordable(whole)
     began = time.perf_counter()
     system = NgramModel.fit(learnt)
     seconds = time.perf_counter() - began
@@ -268,7 +284,7 @@ def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     for name, one in found.texts.items():
         nats = system.bits_each(one.texts, one.before) * np.log(2)
         tallies[name] = Tally(one.ids, one.texts, one.bytes, np.zeros(len(nats)), nats)
-    return system.name + (f" (of every {part}th text)" if part > 1 else ""), tallies, seconds
+    return system.name + (f" (of {100 * share:.3g} % of train)" if share < 1 else ""), tallies, seconds
 
 
 def score_texts(
