@@ -569,7 +569,8 @@ def test_long_rows_are_told_of_each_split(tiny_gpt2: Path, tmp_path: Path) -> No
     reading = routes.Reading.of(8, None, data, 48)
     found = routes.material(splits, routes.TextEncoder(tokenizer), reading)
     start: Any = types.SimpleNamespace(tokenizer=tokenizer)
-    assert language_model.say_material(run, start, found, reading)["long_rows"] == {"train": 1, "validation": 1}
+    (long,) = language_model.say_material(run, start, found, reading)["long_rows"]
+    assert long["rows"] == {"train": 1, "validation": 1}
     told = "\n".join(run.heard())
     assert "1 row of train above max_length=8: they are left out" in told
     assert "1 row of validation above max_length=8: they lose the beginning of their prompt" in told
@@ -590,11 +591,13 @@ def test_completions_above_a_window_by_themselves_are_told_apart(
     found = routes.material(splits, routes.TextEncoder(tokenizer), reading)
     start: Any = types.SimpleNamespace(tokenizer=tokenizer)
     told = language_model.say_material(run, start, found, reading)
-    assert told["long_completions"] == {"train": of_train, "validation": 1}
+    rows, completions = told["long_rows"]
+    assert (rows["noun"], rows["limits"], rows["rows"]) == ("row", {"max_length": 8}, {"train": 3, "validation": 3})
+    assert (completions["noun"], completions["rows"]) == ("completion", {"train": of_train, "validation": 1})
     heard = " ".join("\n".join(run.heard()).split())
-    what = "1 completion of {} above max_length=8 even without a prompt: read without one, {}"
-    assert (what.format("train", "and cut at the end, end-of-text included") in heard) == bool(of_train)
-    assert what.format("validation", "in windows") in heard
+    what = "1 completion of {} above max_length=8: read without a prompt{}"
+    assert (what.format("train", " and cut at the end, end-of-text included") in heard) == bool(of_train)
+    assert what.format("validation", ", in windows") in heard
 
 
 def test_rows_that_are_left_out_teach_nothing(tiny_gpt2: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,8 @@ class Material:
     learnt: list[str]  # what is learnt to be written: documents, or completions
     before: list[str]  # what each of them stands behind: a prompt, or nothing
     figures: dict[str, Any]
+    long: dict[str, int] = field(default_factory=dict)  # prompts with completions above the window, of each split
+    alone: dict[str, int] = field(default_factory=dict)  # those of them whose completion is so by itself
 
 
 def texts_of(split: Split, data: TextDataConfig) -> list[str]:
@@ -162,10 +164,12 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
         figures |= {"documents": len(documents), "tokens": len(documents.tokens), "blocks": len(examples.lengths)}
     figures["bytes"] = sum(len(text.encode()) for text in learnt)
     texts = {name: coded(split, encoder, reading) for name, split in splits.items() if name != "train"}
-    if reading.data.has_prompts:
-        figures["long_rows"] = {"train": found.long} | {name: one.long for name, one in texts.items()}
-        figures["long_completions"] = {"train": found.alone} | {name: one.alone for name, one in texts.items()}
-    return Material(examples, texts, learnt, _before(train, reading.data), figures)
+    made = Material(examples, texts, learnt, _before(train, reading.data), figures)
+    if not reading.data.has_prompts:
+        return made
+    long = {"train": found.long} | {name: one.long for name, one in texts.items()}
+    alone = {"train": found.alone} | {name: one.alone for name, one in texts.items()}
+    return replace(made, long=long, alone=alone)
 
 
 def _check_size(train: Split, tokens: int, window: int) -> None:
