@@ -288,9 +288,9 @@ def quality(run: str, texts: Sequence[str]) -> dict[str, Any]:
             why = str(error).partition("\n")[0]
             folder.say("warning", f"{why}: what is copied from train is not counted")
         else:
-            train, part = routes.affordable(split.targets() if config.data.has_prompts else split.texts())
-            if part > 1:
-                folder.say("note", f"what is copied is looked for in every {part}th text of train")
+            train, share = routes.affordable(split.targets() if config.data.has_prompts else split.texts())
+            if share < 1:
+                folder.say("note", f"what is copied is looked for in {100 * share:.3g} % of train, parts of all of it")
     return writing.figures_of(texts, train)
 
 

@@ -265,9 +265,7 @@ def _paired(a: list[Predictions], b: list[Predictions]) -> tuple[list[Prediction
 
 def _in_order_of(first: Predictions, other: Predictions) -> Predictions:
     if other.ids != first.ids:
-        place = {identity: i for i, identity in enumerate(other.ids)}
-        significance.check_pairs(first.ids, other.ids)
-        order = np.array([place[identity] for identity in first.ids])
+        order = np.array(significance.in_order_of(first.ids, other.ids))
         other = replace(
             other,
             ids=first.ids,

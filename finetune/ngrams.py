@@ -4,7 +4,7 @@ Interpolated, with three discounts for each order (Chen and Goodman 1998, sectio
 an end. The first bytes of a text have as history a beginning and what follows it, no more.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,6 +181,13 @@ class _Level:
         return np.where(known, (worth + self.aside[history] * lower) / self.totals[history], lower)
 
 
+def parts(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts cut into parts of PIECE characters; a text's last part may be shorter, and an empty text is one."""
+    for text in texts:
+        for start in range(0, max(1, len(text)), PIECE):
+            yield text[start : start + PIECE]
+
+
 def _stream(texts: Sequence[str]) -> np.ndarray:
     """Return all texts as symbols: for each a beginning, its bytes, an end."""
     each = (text.encode("utf-8", "surrogatepass").decode("latin-1") for text in texts)
@@ -230,7 +237,7 @@ def _continued(counts: Counts, longer: Counts, length: int, alphabet: _Alphabet)
 def _choose(texts: Sequence[str], alphabet: _Alphabet) -> int:
     """Return the order that needs the fewest bits for parts held out of the texts."""
     orders = [order for order in ORDERS if order <= alphabet.longest]
-    pieces = [text[start : start + PIECE] for text in texts for start in range(0, max(1, len(text)), PIECE)]
+    pieces = list(parts(texts))
     held_out = set(range(EVERY // 2, len(pieces), EVERY)) or {len(pieces) - 1}
     kept = [piece for i, piece in enumerate(pieces) if i not in held_out]
     if not kept:

@@ -161,6 +161,13 @@ def check_pairs(first: Sequence[str], other: Sequence[str]) -> None:
         raise UserError(Exit.BAD_DATA, f"id {twice} occurs more than once, so rows cannot be paired: give unique ids")
 
 
+def in_order_of(first: Sequence[str], other: Sequence[str]) -> list[int]:
+    """Return where each id of `first` stands in `other`; raises UserError (65) as `check_pairs` does."""
+    check_pairs(first, other)
+    place = {identity: row for row, identity in enumerate(other)}
+    return [place[identity] for identity in first]
+
+
 def wilson(right: float, rows: int, alpha: float = ALPHA) -> tuple[float, float]:
     """Return the score interval of a share of `rows` (Wilson 1927); it keeps its width at 0 and 1."""
     z = float(norm.ppf(1 - alpha / 2))

@@ -334,9 +334,7 @@ def _paired(a: list[TextPredictions], b: list[TextPredictions]) -> tuple[list[Te
 
 def _in_order_of(first: TextPredictions, other: TextPredictions) -> TextPredictions:
     if other.ids != first.ids:
-        significance.check_pairs(first.ids, other.ids)
-        place = {identity: i for i, identity in enumerate(other.ids)}
-        other = other.select([place[identity] for identity in first.ids])
+        other = other.select(significance.in_order_of(first.ids, other.ids))
     for identity, one, two in zip(first.ids, first.references, other.references, strict=True):
         if one != two:
             raise UserError(Exit.BAD_DATA, f"the two systems have different references for id {identity}")

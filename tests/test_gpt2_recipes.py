@@ -573,10 +573,83 @@ def test_long_rows_are_told_of_each_split(tiny_gpt2: Path, tmp_path: Path) -> No
     reading = routes.Reading.of(8, None, data, 48)
     found = routes.material(splits, routes.TextEncoder(tokenizer), reading)
     start: Any = types.SimpleNamespace(tokenizer=tokenizer)
-    assert language_model.say_material(run, start, found, reading)["long_rows"] == {"train": 1, "validation": 1}
+    (long,) = language_model.say_material(run, start, found, reading)["long_rows"]
+    assert long["rows"] == {"train": 1, "validation": 1}
     told = "\n".join(run.heard())
     assert "1 row of train above max_length=8: they are left out" in told
     assert "1 row of validation above max_length=8: they lose the beginning of their prompt" in told
+
+
+@pytest.mark.parametrize(("on_long", "of_train"), [("truncate", 1), ("skip", 0)])
+def test_completions_above_a_window_by_themselves_are_told_apart(
+    tiny_gpt2: Path, tmp_path: Path, on_long: Any, of_train: int
+) -> None:
+    path = tmp_path / "long.jsonl"
+    sizes = [(1, 3), (20, 3), (1, 7), (1, 8)]  # 7 and the end fill a window of 8
+    lines = (json.dumps({"p": "x" * prompt, "c": "y" * completion}) + "\n" for prompt, completion in sizes)
+    path.write_text("".join(lines), encoding="utf-8")
+    data = TextDataConfig(prompt_column="p", completion_column="c", on_long=on_long)
+    splits = {name: read_split(name, str(path), data) for name in ("train", "validation")}
+    tokenizer, run = AutoTokenizer.from_pretrained(tiny_gpt2), Run(tmp_path / "run", quiet=True)
+    reading = routes.Reading.of(8, None, data, 48)
+    found = routes.material(splits, routes.TextEncoder(tokenizer), reading)
+    start: Any = types.SimpleNamespace(tokenizer=tokenizer)
+    told = language_model.say_material(run, start, found, reading)
+    rows, completions = told["long_rows"]
+    assert (rows["noun"], rows["limits"], rows["rows"]) == ("row", {"max_length": 8}, {"train": 3, "validation": 3})
+    assert (completions["noun"], completions["rows"]) == ("completion", {"train": of_train, "validation": 1})
+    heard = " ".join("\n".join(run.heard()).split())
+    what = "1 completion of {} above max_length=8: read without a prompt{}"
+    assert (what.format("train", " and cut at the end, end-of-text included") in heard) == bool(of_train)
+    assert what.format("validation", ", in windows") in heard
+
+
+def test_rows_that_are_left_out_teach_nothing(tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    rows = [("x" * 20, "xyz"), ("x", "abc"), ("y" * 20, "wide"), ("y", "cab")]
+    path.write_text("".join(json.dumps({"p": p, "c": c}) + "\n" for p, c in rows), encoding="utf-8")
+    data = TextDataConfig(prompt_column="p", completion_column="c", separator=">", on_long="skip")
+    splits = {name: read_split(name, str(path), data) for name in ("train", "validation")}
+    encoder = routes.TextEncoder(AutoTokenizer.from_pretrained(tiny_gpt2))
+    found = routes.material(splits, encoder, routes.Reading.of(8, None, data, 48))
+    assert (found.learnt, found.before) == (["abc", "cab"], ["x>", "y>"])
+    assert found.figures["bytes"] == 6
+    assert found.train.name(1) == f"{path}:4"
+    assert len(found.texts["validation"].texts) == 4  # all are scored
+
+
+def test_a_train_of_long_rows_alone_is_refused_with_a_way_out(tiny_gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"p": "x" * 20, "c": "abc"}) + "\n", encoding="utf-8")
+    data = TextDataConfig(prompt_column="p", completion_column="c", on_long="skip")
+    encoder = routes.TextEncoder(AutoTokenizer.from_pretrained(tiny_gpt2))
+    wanted = r"long\.jsonl: every row is .* max_length=8.*\ngive a larger max_length, .*, or data\.on_long=truncate"
+    with pytest.raises(UserError, match=wanted) as caught:
+        routes.completions(read_split("train", str(path), data), encoder, routes.Reading.of(8, None, data, 48))
+    assert caught.value.code == Exit.BAD_DATA
+
+
+def test_what_is_counted_has_a_limit_even_of_one_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_BASELINE_BYTES", 10_000)
+    long = "".join(f"{number:04d} да " for number in range(3_000))  # 30,000 bytes, 12 parts
+    for texts in ([long], ["x" * 100, long, "y" * 100], [f"{number:05d}" for number in range(6_000)], ["a" * 11_000]):
+        kept, share = routes.affordable(texts)
+        size, total = (sum(len(text.encode()) for text in some) for some in (kept, texts))
+        assert 0.7 * 10_000 <= size <= 10_000
+        assert share == size / total
+        places = ["\n".join(texts).index(part) for part in kept]
+        assert places == sorted(places)
+    kept, _ = routes.affordable([long])
+    assert long.index(kept[-1]) > len(long) / 2  # of all of it
+    whole = ["a" * 6_000, "b" * 4_000]
+    assert routes.affordable(whole) == (whole, 1.0)
+
+
+def test_the_name_of_the_n_grams_says_how_much_they_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_BASELINE_BYTES", 10_000)
+    texts = [sentence(np.random.default_rng(row)) for row in range(20)] * 40
+    name, _, _ = routes.beside(routes.Material(mock.Mock(), {}, texts, [""] * len(texts), {}))
+    assert name.endswith(f" (of {100 * routes.affordable(texts)[1]:.3g} % of train)")
 
 
 def test_the_page_has_what_such_a_run_can_tell(pretrained_run: Ended) -> None:

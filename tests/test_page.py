@@ -18,6 +18,7 @@ from browser import Browser, browser, missing
 from calling import call, done, private_cache, toy_files, train_toy, write_csv
 from conftest import toy_rows
 
+from finetune.report import language_model, long_rows, summaries
 from finetune.report.advice import Evidence, advise
 from finetune.report.page import compared, headline
 from finetune.report.text_results import judging_of
@@ -384,11 +385,38 @@ def test_training_that_still_helped_or_went_on_for_too_long_is_seen(evidence: Ev
     assert advice_of(dataclasses.replace(evidence, records=records(0.7, 0.6, 0.5))).startswith("Train shorter")
 
 
+def test_long_rows_of_every_recipe_are_told_and_advised() -> None:
+    two = {"max_source_length": 5, "max_target_length": 6}
+    records = [
+        long_rows.record("pair", {"train": 9, "test": 1, "test it": 3}, two, "skip"),
+        long_rows.record("source", {"train": 9}, {"max_source_length": 10}, "tail", summaries.DONE),
+        long_rows.record("text", {"train": 9}, {"max_length": 8}, "window"),
+        long_rows.record("row", {"train": 0}, {"max_length": 8}, "truncate", language_model.LONG_ROWS),
+    ]
+    assert list(long_rows.findings({"long_rows": records})) == [
+        ("warning", "9 train pairs above max_source_length=5 or max_target_length=6: left out"),
+        ("warning", "1 test pair above max_source_length=5 or max_target_length=6: cut"),
+        ("warning", "3 test it pairs above max_source_length=5 or max_target_length=6: cut"),
+        ("warning", "9 train sources above max_source_length=10: cut at the beginning"),
+        ("good", "9 train texts above max_length=8: read in windows"),
+        ("good", "no row is above max_length=8"),
+    ]
+    pairs, sources = long_rows.advised({"rows": {"train": 48, "test": 24}, "long_rows": records})
+    assert pairs[1].endswith("9 of 48 train pairs, 1 of 24 test pairs.")
+    assert pairs[2] == "max_source_length=10 max_target_length=12"
+    why = "above max_source_length=10: 9 of 48 train sources."
+    assert sources == ("Read long sources whole", why, "max_source_length=20")
+    former = {"train": 20, "max_length": 32, "on_long": "truncate"}  # as a run of an earlier version wrote it
+    assert list(long_rows.findings({"long_rows": former})) == []
+
+
 def test_leaks_cut_and_unknown_texts_sure_mistakes_and_probabilities_are_told(evidence: Evidence) -> None:
     leaked = advice_of(changed(evidence, leaked_rows={"test": 14}))
     assert leaked.endswith("14 of test. finetune evaluate runs/x --data TEST_FILE --drop-leaked")
-    long = {"train": 20, "max_length": 32, "on_long": "truncate"}
-    assert advice_of(changed(evidence, long_rows=long)).startswith("Read long texts whole: cut at 32 tokens: 20 of 48")
+    long = long_rows.record("text", {"train": 20}, {"max_length": 32}, "truncate")
+    told = advice_of(changed(evidence, long_rows=[long]))
+    assert told.startswith("Read long texts whole: above max_length=32: 20 of 48 train texts.")
+    assert told.endswith(" max_length=64 or data.on_long=window")
     assert "unknown tokens: 5.0 % of test" in advice_of(changed(evidence, unknown_rate={"test": 0.05}))
     assert "1 mistake with" in advice_of(changed(evidence, errors=[{"id": "7", "probability": 0.95}]))
     over = copy.deepcopy(evidence)

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from finetune.causal import perplexity
 from finetune.causal.model import Start, load_trained
-from finetune.causal.perplexity import Tally, Texts, Windows, compare, from_rows, score, to_rows, values
+from finetune.causal.perplexity import Tally, Texts, Windows, compare, compare_all, from_rows, score, to_rows, values
+from finetune.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,20 @@ def test_one_document_shows_no_difference_however_large() -> None:
     found = compare(made(np.array([10.0])), made(np.array([30.0])))
     assert found["difference"] > 0
     assert found["verdict"] == "no difference shown"
+
+
+def test_the_same_documents_in_another_order_are_paired_by_their_ids() -> None:
+    random = np.random.default_rng(0)
+    nats, order = random.normal(20, 5, 30), random.permutation(30)
+    good, bad = made(nats), made(nats + 2)
+    moved = Tally([bad.ids[i] for i in order], [bad.texts[i] for i in order], *(
+        column[order] for column in (bad.bytes, bad.tokens, bad.nats)
+    ))  # fmt: skip
+    assert compare(good, moved) == compare(good, bad)
+    assert compare([good, good], [moved, bad]) == compare([good, good], [bad, bad])
+    assert compare_all({"one": ([good], [moved])}) == compare_all({"one": ([good], [bad])})
+    with pytest.raises(UserError, match="only one of the two systems has a prediction for id 29"):
+        compare(good, made(nats[:29]))
 
 
 def test_several_seeds_are_scored_by_their_mean() -> None:

@@ -399,7 +399,7 @@ def test_long_texts_can_be_trained_in_windows(tiny_model: Path, tmp_path: Path) 
     rows = [(identity, " ".join([text] * 4), label) for identity, text, label in toy_rows(24, 0)]
     files = [f"data.train={write_csv(tmp_path / 'long.csv', rows)}", *toy_files(tmp_path)[1:]]
     run = train_with(tiny_model, tmp_path, "data.on_long=window", files=files)
-    assert results_of(run)["diagnostics"]["long_rows"]["train"] >= 12
+    assert results_of(run)["diagnostics"]["long_rows"][0]["rows"]["train"] >= 12
     assert "read in windows" in (run / "train.log").read_text()
 
 

@@ -173,8 +173,10 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 def test_long_pairs_are_cut_left_out_of_train_or_refused(tmp_path: Path) -> None:
     short = ("max_source_length=5", "max_target_length=5", "train.max_steps=1", "baseline=none")
     run = train(tmp_path, *short, "data.on_long=skip")
-    long = json.loads((run / "results.json").read_text())["diagnostics"]["long_rows"]
-    assert long["train"] > 50
+    (long,) = json.loads((run / "results.json").read_text())["diagnostics"]["long_rows"]
+    assert long["rows"]["train"] > 50
+    assert long["limits"] == {"max_source_length": 5, "max_target_length": 5}
+    assert (long["done"]["train"], long["done"]["test"]) == ("left out", "cut")
     assert json.loads((run / "results.json").read_text())["diagnostics"]["rows"]["test"] == 40
     cut = done("predict", run, "--json", stdin="red blue green black white grey\n")
     assert "1 text of 1 cut at 5 tokens" in cut.err

@@ -57,7 +57,8 @@ def test_the_run_learns_and_stands_beside_baselines_and_an_oracle_extract(traine
     assert figures["system"] == "BART"
     assert figures["oracle_extract"]["scores"]["rouge1"]["value"] > 50
     assert set(figures["summaries"]["own"]) == set(figures["summaries"]["human"])
-    assert figures["long_rows"]["sources"] == {"train": 0, "validation": 0, "test": 0}
+    assert [one["noun"] for one in figures["long_rows"]] == ["source", "target"]
+    assert figures["long_rows"][0]["rows"] == {"train": 0, "validation": 0, "test": 0}
     assert figures["tokens"]["source"]["max"] >= figures["tokens"]["source"]["median"] > 0
     assert any(isinstance(row["gold"], list) for row in read_jsonl(trained / "predictions" / "test.jsonl"))
     card = (trained / "README.md").read_text()
@@ -174,14 +175,16 @@ def test_long_sources_are_counted_and_windows_are_merged(tmp_path: Path, bart: P
     settings = (f"model={bart}", *BRIEF, "max_source_length=10", "data.on_long=window")
     run = train(tmp_path, *settings)
     figures = json.loads((run / "results.json").read_text())["diagnostics"]
-    long, log = figures["long_rows"], " ".join((run / "train.log").read_text().split())
+    long, log = figures["long_rows"][0], " ".join((run / "train.log").read_text().split())
     assert "64 of train, 12 of validation, 12 of test: summarised in windows and merged" in log
     rows = read_jsonl(tmp_path / "train.jsonl")
     sizes = [len(AutoTokenizer.from_pretrained(bart)(row["text"])["input_ids"]) - 2 for row in rows]
     share = round(100 * 10 * len(sizes) / sum(sizes))
     assert f"training reads 64 long sources up to token 10: {share} % of all tokens" in log
-    assert long["sources"] == {"train": 64, "validation": 12, "test": 12}
-    assert (long["on_long"], long["max_source_length"]) == ("window", 10)
+    assert long["rows"] == {"train": 64, "validation": 12, "test": 12}
+    assert (long["on_long"], long["limits"]) == ("window", {"max_source_length": 10})
+    page = (run / "report.html").read_text()
+    assert "64 train sources above max_source_length=10: summarised in windows and merged" in page
     outcome = done("predict", run / "model", "--input", tmp_path / "test.jsonl", *COLUMN, "--json")
     assert "12 sources of 12 above 10 tokens: summarised in windows" in outcome.err
     assert [row["predicted"] for row in outcome.json] == [

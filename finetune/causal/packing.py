@@ -100,13 +100,15 @@ def document_mask(position_ids: Tensor) -> Tensor:
 class Completions:
     """Rows of prompt and completion: `rows` begin and end with end-of-text; `prompt` counts what is not predicted.
 
-    `row` says of which row of the split each is; `long` counts the rows that were above the longest length.
+    `row` says of which row of the split each is; `long` counts the rows that were above the longest length, `alone`
+    those of `rows` whose completion is so by itself: it has no prompt left, and training reads its beginning alone.
     """
 
     rows: list[np.ndarray]
     prompt: np.ndarray  # (rows,) tokens before the completion, the first end-of-text included
     row: np.ndarray
-    long: int
+    long: int = 0
+    alone: int = 0
 
 
 def completion_examples(found: Completions, end: int, where: Callable[[int], str] = str) -> Examples:

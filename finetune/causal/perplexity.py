@@ -50,6 +50,12 @@ class Tally:
         """Return the scores that it has."""
         return METRICS if self.tokens.all() else (DECIDES,)
 
+    def in_order_of(self, ids: list[str]) -> "Tally":
+        """Return the same documents in the order of these ids; raises UserError (65) where they are not the same."""
+        rows = significance.in_order_of(ids, self.ids)
+        texts = [self.texts[row] for row in rows]
+        return Tally(list(ids), texts, self.bytes[rows], self.tokens[rows], self.nats[rows])
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -126,7 +132,7 @@ class Texts:
     """Texts to be predicted, coded: `rows` begin and end with end-of-text, tokens before `first` are only read.
 
     `texts` are what is predicted: documents, or completions; `before` is what each stands behind, a prompt or nothing.
-    Of `long` of them the prompt was cut.
+    Of `long` of them the prompt was cut; `alone` of these are completions that fill more than a window by themselves.
     """
 
     ids: list[str]
@@ -135,6 +141,7 @@ class Texts:
     first: np.ndarray
     before: list[str]
     long: int = 0
+    alone: int = 0
 
     @property
     def bytes(self) -> np.ndarray:
@@ -170,12 +177,13 @@ def compare(a: Tally | Sequence[Tally], b: Tally | Sequence[Tally], comparisons:
     randomisation, for several seeds the largest. Where that does not reject, the interval is stretched to 0: with few
     documents a bootstrap is too sure, and with one it has no width at all.
     """
-    return _compare(_listed(a), _listed(b), _p_value(_listed(a), _listed(b)), comparisons)
+    one, two = _paired(_listed(a), _listed(b))
+    return _compare(one, two, _p_value(one, two), comparisons)
 
 
 def compare_all(pairs: Mapping[str, tuple[list[Tally], list[Tally]]]) -> dict[str, dict[str, Any]]:
     """Make several comparisons, with intervals widened by Holm's procedure."""
-    return significance.compare_together(pairs, _p_value, _compare)
+    return significance.compare_together({key: _paired(*pair) for key, pair in pairs.items()}, _p_value, _compare)
 
 
 def to_rows(found: Tally) -> list[dict[str, Any]]:
@@ -199,6 +207,12 @@ def _listed(tallies: Tally | Sequence[Tally]) -> list[Tally]:
     return [tallies] if isinstance(tallies, Tally) else list(tallies)
 
 
+def _paired(a: list[Tally], b: list[Tally]) -> tuple[list[Tally], list[Tally]]:
+    """Bring all tallies into the order of the first: runs may have read the same rows from files in other orders."""
+    ids = a[0].ids
+    return [one.in_order_of(ids) for one in a], [one.in_order_of(ids) for one in b]
+
+
 def _compare(a: list[Tally], b: list[Tally], p_value: float, comparisons: int) -> dict[str, Any]:
     alpha = significance.ALPHA / comparisons
     lower_is_better = [_sample(group, (DECIDES,)) for group in (b, a)]
@@ -209,14 +223,11 @@ def _compare(a: list[Tally], b: list[Tally], p_value: float, comparisons: int) -
 
 
 def _p_value(a: list[Tally], b: list[Tally]) -> float:
-    found = []
-    for one in a:
-        for two in b:
-            significance.check_pairs(one.ids, two.ids)
-            if one.ids != two.ids:
-                raise ValueError("documents must be in the same order")
-            found.append(significance.approximate_randomisation(_sample([one], (DECIDES,)), _sample([two], (DECIDES,))))
-    return max(found)
+    return max(
+        significance.approximate_randomisation(_sample([one], (DECIDES,)), _sample([two], (DECIDES,)))
+        for one in a
+        for two in b
+    )
 
 
 def _sample(seeds: Sequence[Tally], names: Sequence[str]) -> Sample:

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune import adapters, hardware
+from finetune import adapters, hardware, ngrams
 from finetune.causal import model as models
 from finetune.causal import packing, perplexity, tokenizer
 from finetune.causal.corpus import TextDataConfig
@@ -126,6 +126,8 @@ class Material:
     learnt: list[str]  # what is learnt to be written: documents, or completions
     before: list[str]  # what each of them stands behind: a prompt, or nothing
     figures: dict[str, Any]
+    long: dict[str, int] = field(default_factory=dict)  # prompts with completions above the window, of each split
+    alone: dict[str, int] = field(default_factory=dict)  # those of them whose completion is so by itself
 
 
 def texts_of(split: Split, data: TextDataConfig) -> list[str]:
@@ -152,6 +154,7 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
         examples = packing.completion_examples(found, encoder.end, train.where)
         predicted = int(sum(map(len, found.rows)) - found.prompt.sum())
         figures |= {"documents": len(found.rows), "tokens": int(sum(map(len, found.rows))), "predicted": predicted}
+        train = train.select(found.row.tolist())  # whatever is told of train, and learns from it, has these rows alone
         learnt = train.targets()
     else:
         learnt = train.texts()
@@ -161,9 +164,12 @@ def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading
         figures |= {"documents": len(documents), "tokens": len(documents.tokens), "blocks": len(examples.lengths)}
     figures["bytes"] = sum(len(text.encode()) for text in learnt)
     texts = {name: coded(split, encoder, reading) for name, split in splits.items() if name != "train"}
-    if reading.data.has_prompts:
-        figures["long_rows"] = {"train": found.long} | {name: one.long for name, one in texts.items()}
-    return Material(examples, texts, learnt, _before(train, reading.data), figures)
+    made = Material(examples, texts, learnt, _before(train, reading.data), figures)
+    if not reading.data.has_prompts:
+        return made
+    long = {"train": found.long} | {name: one.long for name, one in texts.items()}
+    alone = {"train": found.alone} | {name: one.alone for name, one in texts.items()}
+    return replace(made, long=long, alone=alone)
 
 
 def _check_size(train: Split, tokens: int, window: int) -> None:
@@ -181,7 +187,8 @@ def coded(split: Split, encoder: TextEncoder, reading: Reading) -> Texts:
         if reading.data.on_long == "skip":
             reading = replace(reading, data=replace(reading.data, on_long="truncate"))
         found = completions(split, encoder, reading)
-        return Texts(split.ids(), split.targets(), found.rows, found.prompt, _before(split, reading.data), found.long)
+        before, counts = _before(split, reading.data), (found.long, found.alone)
+        return Texts(split.ids(), split.targets(), found.rows, found.prompt, before, *counts)
     rows = [np.array([encoder.end, *row, encoder.end]) for row in encoder.encode(split.texts())]
     first = np.ones(len(rows), dtype=np.int64)
     return Texts(split.ids(), split.texts(), rows, first, _before(split, reading.data))
@@ -199,7 +206,7 @@ def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Complet
     longer than a window keeps its length.
     """
     prompts = encoder.encode([text + reading.data.between for text in split.sources()])
-    rows, first, kept, long = [], [], [], 0
+    rows, first, kept, long, alone = [], [], [], 0, 0
     for row, (prompt, completion) in enumerate(zip(prompts, encoder.encode(split.targets()), strict=True)):
         size = 1 + len(prompt) + len(completion)  # what is read: all but the last end
         if size > reading.window:
@@ -209,14 +216,17 @@ def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Complet
                 raise UserError(Exit.BAD_DATA, f"{what}\ngive data.on_long=truncate or skip, or a longer max_length")
             if reading.data.on_long == "skip":
                 continue
+            alone += 1 + len(completion) > reading.window
             room = max(0, reading.window - 1 - len(completion))
             prompt = prompt[len(prompt) - room :] if room else []
         rows.append(np.array([encoder.end, *prompt, *completion, encoder.end]))
         first.append(1 + len(prompt))
         kept.append(row)
     if not rows:
-        raise UserError(Exit.BAD_DATA, f"{split.files[0]}: every row is longer than max_length={reading.window}")
-    return Completions(rows, np.array(first, dtype=np.int64), np.array(kept, dtype=np.int64), long)
+        what = f"{split.files[0]}: every row is longer than max_length={reading.window}, and data.on_long=skip"
+        advice = "give a larger max_length, as far as the model can read, or data.on_long=truncate"
+        raise UserError(Exit.BAD_DATA, f"{what}\n{advice}")
+    return Completions(rows, np.array(first, dtype=np.int64), np.array(kept, dtype=np.int64), long, alone)
 
 
 @dataclass(frozen=True)
@@ -241,20 +251,36 @@ class Judge:
         return perplexity.tally(self.start, self.texts[name], self.reading.window, self.reading.stride, self.precision)
 
 
-def affordable(texts: Sequence[str]) -> tuple[Sequence[str], int]:
-    """Return the texts, or evenly so many of them as may be counted in memory; also, of how many each is one."""
-    part = max(1, -(-sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // MOST_BASELINE_BYTES))
-    return texts[::part], part
+def affordable(texts: Sequence[str]) -> tuple[Sequence[str], float]:
+    """Return the texts, or evenly so many parts of them as may be counted in memory; also the share of all bytes kept.
+
+    No more than MOST_BASELINE_BYTES are kept, however long one text is: texts are cut into `ngrams.parts` first.
+    """
+    total = sum(map(_bytes, texts))
+    if total <= MOST_BASELINE_BYTES:
+        return texts, 1.0
+    seen = size = 0
+    kept = []
+    for part in ngrams.parts(texts):
+        seen += _bytes(part)
+        if (size + _bytes(part)) * total <= seen * MOST_BASELINE_BYTES:
+            size += _bytes(part)
+            kept.append(part)
+    return kept, size / total
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     """Fit the cheap system to the texts of train; return its name, its tally of each split and the seconds of fitting.
 
-    Like the model it reads prompts and answers for completions alone. Of a large train it counts evenly as many texts
+    Like the model it reads prompts and answers for completions alone. Of a large train it counts evenly as many parts
     as memory allows.
     """
     whole = [prompt + text for prompt, text in zip(found.before, found.learnt, strict=True)]
-    learnt, part = affordable(whole)
+    learnt, share = affordable(whole)
     began = time.perf_counter()
     system = NgramModel.fit(learnt)
     seconds = time.perf_counter() - began
@@ -262,7 +288,7 @@ def beside(found: Material) -> tuple[str, dict[str, Tally], float]:
     for name, one in found.texts.items():
         nats = system.bits_each(one.texts, one.before) * np.log(2)
         tallies[name] = Tally(one.ids, one.texts, one.bytes, np.zeros(len(nats)), nats)
-    return system.name + (f" (of every {part}th text)" if part > 1 else ""), tallies, seconds
+    return system.name + (f" (of {100 * share:.3g} % of train)" if share < 1 else ""), tallies, seconds
 
 
 def score_texts(

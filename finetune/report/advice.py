@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.report import long_rows
+from finetune.report.long_rows import MANY_CUT
 from finetune.report.results import Judging
 from finetune.terminal import count, difference, is_percentage, points
 
@@ -11,7 +13,6 @@ STILL_RISING = 0.01  # between the last two budgets, beyond which more labels wo
 SURE = 0.9  # of a mistake that is worth a second look at its gold label
 LOST = 0.01  # of a validation score after the best
 OVERCONFIDENT = 0.05
-MANY_CUT = 0.01
 MANY_UNKNOWN = 0.01
 WEAK_CLASS = 0.15  # F1 below the mean of the classes
 FAR = 0.1  # behind the best language or the other lengths
@@ -200,13 +201,8 @@ def _data(found: Evidence) -> Iterator[Advice]:
     if unknown:
         told = ", ".join(f"{100 * rate:.1f} % of {name}" for name, rate in unknown.items())
         yield Advice("Take a model whose vocabulary knows these texts", f"unknown tokens: {told}.")
-    long, rows = found.told.get("long_rows", {}), found.told["rows"]
-    if long.get("on_long") == "truncate" and "max_length" in long:
-        cut = {name: long[name] for name in rows if long.get(name, 0) > MANY_CUT * rows[name]}
-        if cut:
-            told = ", ".join(f"{number:,} of {rows[name]:,} {name} texts" for name, number in cut.items())
-            why = f"cut at {long['max_length']} tokens: {told}."
-            yield Advice("Read long texts whole", why, f"max_length={2 * long['max_length']} or data.on_long=window")
+    for what, why, command in long_rows.advised(found.told):
+        yield Advice(what, why, command)
 
 
 def _writing(found: Evidence) -> Iterator[Advice]:

@@ -10,11 +10,19 @@ from finetune.causal.model import Start
 from finetune.causal.perplexity import DECIDES
 from finetune.causal.routes import Material, Reading
 from finetune.data.columns import Split
+from finetune.report import long_rows
 from finetune.report.results import Judging, System, beside, judged_split, told
 from finetune.run import Run
 from finetune.terminal import count, duration, shown
 
 TASK = "language modelling"
+LONG_ROWS = {
+    "truncate": "they lose the beginning of their prompt",
+    "skip": "they are left out",
+    "error": "they are refused",
+}
+ALONE_IN_TRAIN = "read without a prompt and cut at the end, end-of-text included"
+ALONE_ELSEWHERE = "read without a prompt, in windows"
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,26 @@ def say_material(run: Run, start: Start, found: Material, reading: Reading) -> d
         run.say("", f"train: {' · '.join(amounts)} · {count(figures['blocks'], 'block')} of {reading.window}")
     else:
         run.say("", f"train: {' · '.join(amounts)} · the loss is of {count(figures['predicted'], 'token')}")
-        skips = reading.data.on_long == "skip"
-        for name, number in figures["long_rows"].items():
+    long = _long_rows(found, reading)
+    for one in long:
+        for name, number in one["rows"].items():
             if number:
-                done = "are left out" if skips and name == "train" else "lose the beginning of their prompt"
-                long = count(number, "row")
-                run.say("warning", f"{long} of {name} above max_length={reading.window}: they {done}")
+                rows = f"{count(number, one['noun'])} of {name}"
+                run.say("warning", f"{rows} above {long_rows.limits_text(one)}: {one['done'][name]}")
     run.say("", f"scored in windows of {reading.window} tokens, {reading.stride} apart, each {noun} by itself")
-    return figures | {"window": reading.window, "stride": reading.stride, "vocabulary": len(start.tokenizer)}
+    record = figures | {"window": reading.window, "stride": reading.stride, "vocabulary": len(start.tokenizer)}
+    return record | ({"long_rows": long} if long else {})
+
+
+def _long_rows(found: Material, reading: Reading) -> list[dict[str, Any]]:
+    """Return the records of prompts with completions that are too long, and of completions that are so alone."""
+    limits, kept = {"max_length": reading.window}, []
+    if found.long:
+        kept.append(long_rows.record("row", found.long, limits, reading.data.on_long, LONG_ROWS))
+    if any(found.alone.values()):
+        done = {name: ALONE_IN_TRAIN if name == "train" else ALONE_ELSEWHERE for name in found.alone}
+        kept.append(long_rows.record("completion", found.alone, limits, "truncate") | {"done": done})
+    return kept
 
 
 def run_baselines(run: Run, found: Material) -> list[System]:

@@ -15,15 +15,14 @@ from finetune.data.patterns import is_pattern
 from finetune.data.sequences import PairsConfig
 from finetune.errors import Exit, UserError
 from finetune.evaluation import score
+from finetune.report.long_rows import DONE, MANY_CUT, record
 from finetune.report.results import System
 from finetune.run import Run
-from finetune.seq2seq.encoder_decoder import EncodedPairs
+from finetune.seq2seq.encoder_decoder import EncodedPairs, Lengths
 from finetune.seq2seq.vocabulary import Vocabularies, statistics
 from finetune.terminal import count, duration, interval, shown, size
 from finetune.text_evaluation import Task
 from finetune.trainer import Estimate, Progress, TrainConfig, update_size
-
-MANY_CUT = 0.01
 
 
 def say_data(run: Run, config: DataConfig, splits: Mapping[str, Split], labels: LabelMap) -> dict[str, Any]:
@@ -71,16 +70,15 @@ def say_lengths(run: Run, encoded: Mapping[str, Encoded], max_length: int, on_lo
     """Tell lengths in tokens and how many texts are cut or split; return them for the record."""
     lengths = encoded["train"].full_lengths
     middle, high = (int(np.percentile(lengths, share)) for share in (50, 95))
-    done = {"truncate": "cut", "window": "read in windows", "error": "refused"}[on_long]
     long = {name: part.long for name, part in encoded.items()}
     total, rows = sum(long.values()), sum(part.rows for part in encoded.values())
-    run.say("", f"{middle} tokens a text (95 %: {high}) · {count(total, 'text')} {done} at {max_length}")
+    run.say("", f"{middle} tokens a text (95 %: {high}) · {count(total, 'text')} {DONE[on_long]} at {max_length}")
     if total > MANY_CUT * rows and on_long == "truncate":
         share = 100 * total / rows
         run.say("warning", f"{share:.1f} % of the texts are cut: raise max_length, or give data.on_long=window")
     return {
         "tokens": {"median": middle, "p95": high, "max": int(lengths.max())},
-        "long_rows": long | {"max_length": max_length, "on_long": on_long},
+        "long_rows": [record("text", long, {"max_length": max_length}, on_long)],
         "unknown_rate": {name: round(part.unknown_rate, 6) for name, part in encoded.items()},
     }
 
@@ -88,8 +86,7 @@ def say_lengths(run: Run, encoded: Mapping[str, Encoded], max_length: int, on_lo
 def say_cut(run: Run, long: int, rows: int, max_length: int, on_long: str) -> None:
     """Tell how many texts of a file that is scored are longer than the model reads."""
     if long:
-        done = {"truncate": "cut", "window": "read in windows", "error": "refused"}[on_long]
-        run.say("note", f"{count(long, 'text')} of {rows:,} {done} at {max_length} tokens")
+        run.say("note", f"{count(long, 'text')} of {rows:,} {DONE[on_long]} at {max_length} tokens")
 
 
 def say_pairs(run: Run, config: PairsConfig, splits: Mapping[str, Split]) -> dict[str, Any]:
@@ -113,24 +110,30 @@ def say_texts(run: Run, config: DataRules, splits: Mapping[str, Split]) -> dict[
 
 
 def say_vocabularies(
-    run: Run, words: Vocabularies, splits: Mapping[str, Split], encoded: Mapping[str, EncodedPairs]
+    run: Run,
+    words: Vocabularies,
+    splits: Mapping[str, Split],
+    encoded: Mapping[str, EncodedPairs],
+    lengths: Lengths,
+    on_long: str,
 ) -> dict[str, Any]:
     """Tell the vocabularies, what they make of train, and how many pairs are too long; return it for the record."""
     split, pairs = splits["train"], encoded["train"]
     assert pairs.targets is not None
     sides = {"source": (words.source, split.sources(), pairs.sources)}
     sides["target"] = (words.target, split.targets(), pairs.targets)
-    record: dict[str, Any] = {"shared": words.shared}
+    found: dict[str, Any] = {"shared": words.shared}
     for side, (tokenizer, texts, rows) in sides.items():
-        found = statistics(tokenizer, [texts[row] for row in pairs.row], rows)
+        told = statistics(tokenizer, [texts[row] for row in pairs.row], rows)
         head = "tokens" if side == "source" else ""
-        run.say(head, f"{side} {found}")
-        record[side] = dataclasses.asdict(found)
+        run.say(head, f"{side} {told}")
+        found[side] = dataclasses.asdict(told)
     long = {name: part.long for name, part in encoded.items()}
     if sum(long.values()):
         counts = ", ".join(f"{number:,} of {name}" for name, number in long.items() if number)
         run.say("warning", f"pairs above the longest length: {counts} (data.on_long, max_source_length)")
-    return {"vocabulary": record, "long_rows": long}
+    limits = {"max_source_length": lengths.source, "max_target_length": lengths.target}
+    return {"vocabulary": found, "long_rows": [record("pair", long, limits, on_long)]}
 
 
 def say_text_baselines(run: Run, systems: Sequence[System], task: Task) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune import evaluation, text_metrics
-from finetune.report import language_model, pictures
+from finetune.report import language_model, long_rows, pictures
 from finetune.report.advice import metric_of, short
 from finetune.report.blocks import Cell, Code, Example, Facts, Findings, Folded, Image, Picture, Section, Table, Words
 from finetune.report.budget import budget_figure
@@ -434,15 +434,7 @@ def _doctor(found: Ended) -> Iterator[tuple[str, str]]:
     for name, number in told.get("skipped_rows", {}).items():
         if number and not findings:
             yield "warning", f"{count(number, 'row')} of {name} with an empty field left out"
-    long = told.get("long_rows", {})
-    if "max_length" in long:
-        cut = {name: number for name, number in long.items() if name in rows and number}
-        done = {"truncate": "cut", "window": "read in windows"}.get(long["on_long"], "refused")
-        for name, number in cut.items():
-            level = "warning" if long["on_long"] == "truncate" else "good"
-            yield level, f"{count(number, f'{name} text')} {done} at {long['max_length']} tokens"
-        if not cut:
-            yield "good", f"no text is longer than {long['max_length']} tokens"
+    yield from long_rows.findings(told)
     tokens = told.get("tokens", {})
     if isinstance(tokens, Mapping):  # of a language model, the number of all
         of_sides = {"text": tokens} if "median" in tokens else tokens

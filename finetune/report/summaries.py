@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from finetune.report.long_rows import MANY_CUT, record
 from finetune.run import Run
 from finetune.seq2seq.encoder_decoder import Lengths
 from finetune.summaries.long_texts import OnLong
 from finetune.summaries.writer import Coded
 from finetune.terminal import count, interval
 
-MANY_CUT = 0.01
 SIDES = ("source", "target")
 DONE = {
     "truncate": "cut at the end",
@@ -58,8 +58,10 @@ def say_coded(run: Run, coded: Mapping[str, Coded], lengths: Lengths, on_long: O
             side: {"median": middle[place], "p95": high[place], "max": int(sizes[:, place].max())}
             for place, side in enumerate(SIDES)
         },
-        "long_rows": {"sources": sources, "targets": targets, "on_long": on_long}
-        | {"max_source_length": lengths.source, "max_target_length": lengths.target},
+        "long_rows": [
+            record("source", sources, {"max_source_length": lengths.source}, on_long, DONE),
+            record("target", targets, {"max_target_length": lengths.target}, "truncate", DONE),
+        ],
     }
 
 

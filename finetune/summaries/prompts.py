@@ -104,7 +104,7 @@ class PromptWriter:
         """Return framed rows for the loop, each source with its target; an item is a token of the target."""
         rows = [np.array([*one, *other]) for one, other in zip(sources, targets, strict=True)]
         prompt = np.array([len(row) for row in sources], dtype=np.int64)
-        found = Completions(rows, prompt, np.arange(len(rows)), 0)
+        found = Completions(rows, prompt, np.arange(len(rows)))
         return packing.completion_examples(found, self.start.end, where)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
