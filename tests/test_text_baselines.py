@@ -122,6 +122,37 @@ def test_the_centroid_takes_what_the_source_speaks_of_and_says_it_once() -> None
     assert two.predict(["", "word", "!. ?"]) == ["", "word", "!. ?"]
 
 
+def plain_centroid(found: Centroid, source: str) -> str:
+    """Return what Centroid says of a source, by adding up vectors of every sentence, one number a word."""
+    parts = text_baselines.sentences(source)
+    vocabulary = sorted(set(text_baselines.words(source)))
+    table = np.array([
+        [text_baselines.words(part).count(word) * found.idf.get(word, found.unseen) for word in vocabulary]
+        for part in parts
+    ])  # fmt: skip
+    chosen: list[int] = []
+
+    def cosine(row: int) -> float:
+        both = table[[*chosen, row]].sum(axis=0)
+        return round(float(both @ table.sum(axis=0) / np.linalg.norm(both)), 12)
+
+    while len(chosen) < min(found.sentences, len(parts)):
+        chosen.append(max((row for row in range(len(parts)) if row not in chosen), key=cosine))
+    return " ".join(parts[row] for row in sorted(chosen))
+
+
+def test_the_centroid_is_that_of_whole_vectors_and_reads_a_book_in_little_memory() -> None:
+    found = Centroid.fit(texts(50, seed=1), 3)
+    some = [". ".join(texts(30, seed=seed, words=seed)) + ". zzz yyy." for seed in range(2, 12)]
+    assert found.predict(some) == [plain_centroid(found, source) for source in some]
+    book = " ".join(f"Said word{row} of thing{row} and of the dog." for row in range(1_500))  # 3,005 words
+    tracemalloc.start()
+    found.predict([book])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6  # a table of sentences by words would have 36 MB
+
+
 def test_the_oracle_is_no_worse_than_any_sentence_and_reads_several_references() -> None:
     source = "A dog ran. The cat slept. It rained all day long."
     assert oracle_extracts([source], [["a dog ran, the cat slept"]]) == ["A dog ran. The cat slept."]
