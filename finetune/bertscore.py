@@ -8,6 +8,7 @@ piece may also be matched with a special token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -57,17 +58,18 @@ class Meter:
     def judged(self, own: TextPredictions, other: tuple[str, TextPredictions] | None) -> dict[str, Any]:
         """Score a system's texts, and beside them those of another one for the same rows, by its name.
 
-        Returns {"model", "identity", "layer", "cut" (texts and references longer than the model reads), "system":
+        Returns {"model", "identity", "layer", "cut" (different texts that are longer than the model reads), "system":
         {"precision", "recall", "f1"} with 95 % intervals, "definition"}, and with another one "baseline" (with its
         "name") and "difference": that of the f1 with its paired interval, positive where the system is better.
         """
-        mine = row_scores(self, own.predicted, own.references)
+        systems = [own.predicted] if other is None else [own.predicted, other[1].predicted]
+        (mine, *rest), cut = row_scores(self, systems, own.references)
         found: dict[str, Any] = {
-            "model": self.name, "identity": self.identity, "layer": self.layers, "cut": _too_long(self, own),
+            "model": self.name, "identity": self.identity, "layer": self.layers, "cut": cut,
             "system": _intervals(mine), "definition": DEFINITION,
         }  # fmt: skip
         if other is not None:
-            theirs = row_scores(self, other[1].predicted, other[1].references)
+            (theirs,) = rest
             found["baseline"] = {"name": other[0]} | _intervals(theirs)
             interval = significance.paired_bootstrap(_sample(mine[:, 2:]), _sample(theirs[:, 2:]))[0]
             found["difference"] = interval.told()
@@ -90,21 +92,35 @@ def load(name: str | None, *, use_cpu: bool = False) -> Meter | None:
     return Meter(name, body.source.identity, body.model, body.tokenizer)
 
 
-def row_scores(meter: Meter, predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return precision, recall and f1 of each text against the nearest of its references, (rows, 3)."""
-    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(predicted), ROWS_AT_ONCE)]
+def row_scores(
+    meter: Meter, systems: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> tuple[np.ndarray, int]:
+    """Return precision, recall and f1 of each text of each system against the nearest of its references, by f1.
 
-    def score(part: slice) -> list[tuple[float, float, float]]:
-        texts = list(dict.fromkeys([*predicted[part], *(text for several in references[part] for text in several)]))
-        vectors = dict(zip(texts, _vectors(meter, texts), strict=True))
-        found = []
-        for text, several in zip(predicted[part], references[part], strict=True):
+    They are (systems, rows, 3); with them the number of different texts that were cut. What several systems have in
+    common, the references above all, is read once.
+    """
+    places: dict[str, int] = {}
+    for text in chain(*systems, *references):
+        places.setdefault(text, len(places))
+    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(references), ROWS_AT_ONCE)]
+
+    def score(part: slice) -> tuple[np.ndarray, list[int]]:
+        texts = list(dict.fromkeys(chain(*(said[part] for said in systems), *references[part])))
+        found, long = _vectors(meter, texts)
+        vectors = dict(zip(texts, found, strict=True))
+
+        def best(text: str, several: Sequence[str]) -> tuple[float, float, float]:
             scores = [similarity(vectors[text], vectors[reference]) for reference in several]
-            found.append(max(scores, key=lambda score: score[2]))
-        return found
+            return max(scores, key=lambda score: score[2])
 
-    rows = [row for part in processes.shared(parts, score) for row in part]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(FIGURES))
+        rows = [[best(*row) for row in zip(said[part], references[part], strict=True)] for said in systems]
+        return np.array(rows), [places[texts[row]] for row in long]
+
+    done = processes.shared(parts, score)
+    nothing = np.zeros((len(systems), 0, len(FIGURES)))
+    scores = np.concatenate([nothing, *(rows for rows, _ in done)], axis=1)
+    return scores, len({place for _, long in done for place in long})
 
 
 def similarity(text: Tensor, reference: Tensor) -> tuple[float, float, float]:
@@ -118,13 +134,11 @@ def similarity(text: Tensor, reference: Tensor) -> tuple[float, float, float]:
 
 
 @torch.inference_mode()
-def _vectors(meter: Meter, texts: Sequence[str]) -> list[Tensor]:
-    """Return the unit vectors of the pieces of each text, (pieces, dim), on the CPU."""
-    coded = meter.tokenizer(
-        list(texts), truncation=True, max_length=meter.longest, return_special_tokens_mask=True, padding=False
-    )
-    rows: list[list[int]] = coded["input_ids"]
-    pieces = [torch.tensor(mask) == 0 for mask in coded["special_tokens_mask"]]
+def _vectors(meter: Meter, texts: Sequence[str]) -> tuple[list[Tensor], list[int]]:
+    """Return the unit vectors of the pieces of each text, (pieces, dim), on the CPU, and which texts were cut."""
+    coded = meter.tokenizer(list(texts), truncation=True, max_length=meter.longest).encodings
+    rows = [one.ids for one in coded]
+    pieces = [torch.tensor(one.special_tokens_mask) == 0 for one in coded]
     lengths = np.array([len(row) for row in rows])
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     device = meter.model.device
@@ -133,12 +147,7 @@ def _vectors(meter: Meter, texts: Sequence[str]) -> list[Tensor]:
         hidden = meter.model(input_ids=tokens.to(device), attention_mask=real.to(device)).last_hidden_state
         for row, vectors in zip(chosen, functional.normalize(hidden.float(), dim=-1).cpu(), strict=True):
             found[row] = vectors[: lengths[row]][pieces[row]]
-    return found
-
-
-def _too_long(meter: Meter, own: TextPredictions) -> int:
-    texts = {*own.predicted, *(text for several in own.references for text in several)}
-    return sum(len(row) > meter.longest for row in meter.tokenizer(sorted(texts))["input_ids"])
+    return found, [row for row, one in enumerate(coded) if one.overflowing]
 
 
 def _intervals(scores: np.ndarray) -> dict[str, dict[str, float]]:

@@ -139,6 +139,7 @@ class Written:
     seconds: float
     cut: int  # prompts that lost their beginning
     cache_bytes: int  # keys and values, at most
+    left_long: int = 0  # sources that even the summaries of their windows did not make fit: they lose their end
 
     @classmethod
     def together(cls, parts: Sequence["Written"]) -> "Written":

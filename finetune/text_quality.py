@@ -6,7 +6,7 @@ And what summaries add to their sources. Words are those of `text_metrics.words`
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
@@ -54,11 +54,24 @@ def quality(texts: Sequence[str], train: Sequence[str] | None = None) -> dict[st
 
     Human texts of the same kind and number show what is usual. Shares of nothing are 0.
     """
-    said = [words(text) for text in texts]
-    found = {f"distinct_{size}": distinct(said, size) for size in (1, 2, 3)}
-    found |= {"self_bleu": self_bleu(texts), "repetition": repetition(said)}
+    (found,) = qualities({"own": texts}, train).values()
+    return found
+
+
+def qualities(sides: Mapping[str, Sequence[str]], train: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Return the same of several writers' texts, by name; the training texts, which are many, are read once."""
+    said = {name: [words(text) for text in texts] for name, texts in sides.items()}
+    copied: list[dict[str, float]] = [{} for _ in sides]
     if train is not None:
-        found |= copying(said, [words(text) for text in train])
+        copied = copying(list(said.values()), [words(text) for text in train])
+    return {
+        name: _figures(texts, said[name], known) for (name, texts), known in zip(sides.items(), copied, strict=True)
+    }
+
+
+def _figures(texts: Sequence[str], said: Sequence[Sequence[str]], copied: Mapping[str, float]) -> dict[str, float]:
+    found = {f"distinct_{size}": distinct(said, size) for size in (1, 2, 3)}
+    found |= {"self_bleu": self_bleu(texts), "repetition": repetition(said), **copied}
     lengths = np.array([len(one) for one in said] or [0])
     found |= {"mean_words": float(lengths.mean()), "median_words": float(np.median(lengths))}
     found |= {"least_words": float(lengths.min()), "most_words": float(lengths.max())}
@@ -91,9 +104,15 @@ def self_bleu(texts: Sequence[str]) -> float:
     return float(np.mean(scores))
 
 
-def copying(said: Sequence[Sequence[str]], train: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return copied_8, longest_copied and mean_longest_copied of texts, as lists of words like those of train."""
-    longest = _longest_runs(said, train)
+def copying(
+    sides: Sequence[Sequence[Sequence[str]]], train: Sequence[Sequence[str]]
+) -> list[dict[str, float]]:  # fmt: skip
+    """Return copied_8, longest_copied and mean_longest_copied of each side's texts; a text is a list of words."""
+    runs = iter(_longest_runs([one for said in sides for one in said], train))
+    return [_copied(said, [next(runs) for _ in said]) for said in sides]
+
+
+def _copied(said: Sequence[Sequence[str]], longest: Sequence[np.ndarray]) -> dict[str, float]:
     copied = sum(int((runs >= COPIED).sum()) for runs in longest)
     every = sum(max(0, len(one) - COPIED + 1) for one in said)
     most = [int(runs.max(initial=0)) for runs in longest]

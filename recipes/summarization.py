@@ -11,7 +11,7 @@ from finetune import adapters, bertscore, hardware, text_evaluation
 from finetune.config import Seed, configclass, field, to_tree
 from finetune.data.columns import Split, digests
 from finetune.data.sequences import SummaryDataConfig, read_splits
-from finetune.generation import GenerationConfig, predicted_rows
+from finetune.generation import GenerationConfig, Written, predicted_rows
 from finetune.report import opening
 from finetune.report import summaries as report
 from finetune.report.card import model_card
@@ -80,11 +80,10 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     opening.say_text_baselines(run, beside, task)
     place = environment(config.seed, hardware.describe(config.train.use_cpu), digests(splits))
     run.start({"recipe": families.RECIPE, **to_tree(config)}, place | {"model": model.identity})
-    took: dict[str, float] = {}
+    took: dict[str, Written] = {}
 
     def written(name: str, how: GenerationConfig) -> TextPredictions:
-        found = writer.write(model, splits[name], config.data.on_long, how, config.seed)
-        took[name] = found.seconds
+        found = took[name] = writer.write(model, splits[name], config.data.on_long, how, config.seed)
         return judge(splits[name], [texts[0] for texts in found.texts], [scores[0] for scores in found.scores])
 
     def validate() -> dict[str, float]:
@@ -96,7 +95,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     remembered = families.remembered(config, model, config.data.on_long)
     run.save_model(lambda folder: model.save(folder, remembered, config.generation))
     judged = {name: written(name, config.generation) for name in splits if name != "train"}
-    seconds = {"train": progress.seconds, "evaluate": took[[*judged][-1]], "total": time.perf_counter() - began}
+    report.say_left_long(run, took)
+    seconds = {"train": progress.seconds, "evaluate": took[[*judged][-1]].seconds, "total": time.perf_counter() - began}
     results = conclude(run, Conclusion(
         recipe=families.RECIPE, model=model.described, system=System(model.name, judged, progress.seconds),
         baselines=beside, splits=splits, seconds=seconds, throughput=rates,
@@ -116,5 +116,5 @@ def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Write a text for each source: one row each, in order; `hypotheses` are all where several are asked for."""
     model, on_long = run.loaded(lambda folder: families.load(config, folder)), config.data.on_long
     written = writer.write(model, inputs, on_long, config.generation, config.seed)
-    report.say_written(run, written.cut, len(inputs), model.lengths.source, on_long)
+    report.say_written(run, written, len(inputs), model.lengths.source, on_long)
     return predicted_rows(inputs.ids(), inputs.sources(), written)

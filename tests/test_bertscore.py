@@ -31,6 +31,10 @@ def meter(tiny_model: Path) -> Meter:
     return found
 
 
+def row_scores(meter: Meter, texts: list[str], references: list[list[str]]) -> np.ndarray:
+    return bertscore.row_scores(meter, [texts], references)[0][0]
+
+
 def test_the_similarity_of_some_vectors_by_hand() -> None:
     text = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     reference = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.8, 0.6]])
@@ -60,14 +64,14 @@ def test_scores_are_those_of_each_pair_alone(tiny_model: Path, meter: Meter, mon
             precision, recall = cosines.max(axis=1).mean(), cosines.max(axis=0).mean()
             scores.append((precision, recall, 2 * precision * recall / (precision + recall)))
         expected.append(max(scores, key=lambda score: score[2]))
-    assert bertscore.row_scores(meter, TEXTS, REFERENCES) == pytest.approx(np.array(expected), abs=1e-5)
+    assert row_scores(meter, TEXTS, REFERENCES) == pytest.approx(np.array(expected), abs=1e-5)
     monkeypatch.setattr(bertscore, "ROWS_AT_ONCE", 3)
     monkeypatch.setattr(bertscore, "TOKENS_AT_ONCE", 12)
-    assert bertscore.row_scores(meter, TEXTS, REFERENCES) == pytest.approx(np.array(expected), abs=1e-5)
+    assert row_scores(meter, TEXTS, REFERENCES) == pytest.approx(np.array(expected), abs=1e-5)
 
 
 def test_the_same_text_has_one_and_an_empty_one_nothing(meter: Meter) -> None:
-    found = bertscore.row_scores(meter, ["who can login", "", " "], [["who can login"]] * 3)
+    found = row_scores(meter, ["who can login", "", " "], [["who can login"]] * 3)
     assert found == pytest.approx(np.array([[1, 1, 1], [0, 0, 0], [0, 0, 0]]), abs=1e-6)
 
 
@@ -77,7 +81,7 @@ def test_figures_have_intervals_and_name_their_model(meter: Meter, tiny_model: P
 
     own, other = predictions(TEXTS), predictions([REFERENCES[0][0], *(several[0] for several in REFERENCES[1:])])
     found = meter.judged(own, ("copy", other))
-    rows = bertscore.row_scores(meter, TEXTS, REFERENCES)
+    rows = row_scores(meter, TEXTS, REFERENCES)
     assert [found["system"][name]["value"] for name in bertscore.FIGURES] == pytest.approx(rows.mean(axis=0))
     for score in found["system"].values():
         assert score["low"] < score["value"] < score["high"]
@@ -91,6 +95,17 @@ def test_figures_have_intervals_and_name_their_model(meter: Meter, tiny_model: P
     assert set(meter.judged(own, None)) == set(found) - {"baseline", "difference"}
     long = predictions([*TEXTS[:3], "parcel " * 80])
     assert meter.judged(long, None)["cut"] == 1
+    other = predictions(["card " * 80, *TEXTS[1:3], "card " * 80])
+    assert meter.judged(long, ("other", other))["cut"] == 2
+
+
+def test_a_text_of_several_is_read_once(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    vectors = bertscore._vectors
+    monkeypatch.setattr(bertscore, "_vectors", lambda meter, texts: read.extend(texts) or vectors(meter, texts))
+    own, other = (TextPredictions([*"abcd"], TEXTS, REFERENCES, texts) for texts in (TEXTS, ["b", *TEXTS[1:]]))
+    meter.judged(own, ("other", other))
+    assert sorted(read) == sorted({*TEXTS, "b", *(text for several in REFERENCES for text in several)})
 
 
 def test_a_meter_stays_on_the_device_that_is_asked_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

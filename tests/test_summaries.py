@@ -27,6 +27,7 @@ from finetune import config as configuration
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig, Written
+from finetune.report import summaries as report
 from finetune.seq2seq import encoder_decoder as networks
 from finetune.seq2seq.search import SearchConfig
 from finetune.summaries import families, writer
@@ -369,7 +370,7 @@ def test_windows_are_summarised_and_what_they_give_is_summarised_again(monkeypat
     assert asked[1] == ["aaaa cccc", "dddd eeee"]
     assert asked[-1] == ["aaaa dddd", "short", "ffff hhhh"]
     assert written.texts == [["aaaa"], ["shor"], ["ffff"]]
-    assert written.cut == 2
+    assert (written.cut, written.left_long) == (2, 0)
 
 
 @pytest.mark.parametrize("summary", [lambda text: text + "!", lambda text: ""], ids=["longer", "nothing"])
@@ -377,9 +378,27 @@ def test_a_source_whose_summaries_are_no_shorter_is_cut(
     monkeypatch: pytest.MonkeyPatch, summary: Callable[[str], str]
 ) -> None:
     model, asked = fake(10, summary, monkeypatch)
-    writer.write(model, split(["aaaa. bbbb. cccc."], ["x"]), "window", GREEDY, 1)
+    written = writer.write(model, split(["aaaa. bbbb. cccc.", "short"], ["x"] * 2), "window", GREEDY, 1)
     assert len(asked) == 2
-    assert asked[-1] == ["aaaa. bbbb"]
+    assert asked[-1] == ["aaaa. bbbb", "short"]
+    assert (written.cut, written.left_long) == (1, 1)
+    assert writer.write(model, split(["aaaa. bbbb. cccc."], ["x"]), "truncate", GREEDY, 1).left_long == 0
+
+
+def test_sources_that_are_cut_after_all_are_told() -> None:
+    said: list[tuple[str, str]] = []
+    run: Any = types.SimpleNamespace(say=lambda *told: said.append(told))
+    written = Written([], [], 0, 0.0, cut=3, cache_bytes=0)
+    report.say_written(run, written, 9, 10, "window")
+    report.say_written(run, replace(written, left_long=1), 9, 10, "window")
+    report.say_written(run, replace(written, cut=0), 9, 10, "window")
+    report.say_left_long(run, {"validation": written, "test": written})
+    report.say_left_long(run, {name: replace(written, left_long=n) for n, name in enumerate(("train", "a", "b"))})
+    assert [text for _, text in said] == [
+        "3 sources of 9 above 10 tokens: summarised in windows and merged",
+        "3 sources of 9 above 10 tokens: summarised in windows and merged; 1 got no shorter: cut at the end",
+        "sources whose summaries of windows got no shorter: 1 of a, 2 of b: cut at the end",
+    ]
 
 
 def test_a_language_that_is_forced_stands_before_targets(
@@ -431,6 +450,10 @@ def test_a_multilingual_model_begins_with_the_language_as_in_its_pretraining(kin
         (["model={bart}", "generation.max_new_tokens=49"], 2, "max_new_tokens=49 is more than the 48"),
         (["model={t5}", "source_prefix=red red red red", "max_source_length=4"], 2, "max_source_length=4 has no room"),
         (["model={bart}", "model_language=de_DE"], 2, "has one language, no codes; leave it out"),
+        (["model={gpt2}", "model_language=de_DE"], 2, "model_language=de_DE is not read with model={gpt2}"),
+        (["architecture=seq2seq", "model_language=de_DE"], 2, "is not read with architecture=seq2seq; give model=NAME"),
+        (["architecture=seq2seq", "encoder={bert}"], 2, "encoder={bert} is not read with architecture=seq2seq"),
+        (["model={bart}", "decoder={gpt2}"], 2, "decoder={gpt2} is not read with model={bart}; give architecture="),
         (["architecture=bert2gpt", "encoder={gpt2}", "decoder={gpt2}"], 65, "encoder={gpt2} (GPT2LMHeadModel) reads"),
         (["architecture=bert2gpt", "encoder={bert}", "decoder={bert}"], 65, "decoder={bert} (BertModel) writes no"),
         (["architecture=bert2gpt", "encoder=./nowhere"], 66, "encoder=./nowhere: no such folder"),

@@ -1,11 +1,14 @@
 """Figures of generated texts equal cases counted by hand, and degenerate texts have some too."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
 
 from finetune import text_quality
-from finetune.text_quality import beside_sources, copying, distinct, quality, repetition, self_bleu
+from finetune.text_metrics import words
+from finetune.text_quality import beside_sources, distinct, quality, repetition, self_bleu
 
 
 def test_distinct_counts_different_ngrams_of_all_texts() -> None:
@@ -30,6 +33,11 @@ def test_self_bleu_is_that_of_sacrebleu_against_the_others() -> None:
     assert self_bleu(texts) == pytest.approx(np.mean(expected))
     assert self_bleu(texts[:1]) == self_bleu([]) == 0
     assert self_bleu(["狗在公园里跑"] * 150) == pytest.approx(100)
+
+
+def copying(said: Sequence[Sequence[str]], train: Sequence[Sequence[str]]) -> dict[str, float]:
+    (found,) = text_quality.copying([said], train)
+    return found
 
 
 def test_copied_runs_are_those_of_one_training_text() -> None:
@@ -66,6 +74,20 @@ def test_every_figure_has_a_definition_and_degenerate_texts_have_figures() -> No
     assert [found[f"{name}_words"] for name in ("mean", "median", "least", "most")] == [pytest.approx(4 / 3), 1, 0, 3]
     assert found["empty"] == pytest.approx(1 / 3)
     assert "copied_8" not in found
+
+
+def test_texts_of_several_writers_are_looked_up_in_training_texts_that_are_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = ["one two three four five six seven eight nine", "red dog"]
+    sides = {"own": ["a two three four", "red cat"], "human": ["one two three four five six seven eight", "dog"]}
+    alone = {name: quality(texts, train) for name, texts in sides.items()}
+    read: list[str] = []
+    monkeypatch.setattr(text_quality, "words", lambda text: read.append(text) or words(text))
+    assert text_quality.qualities(sides, train) == alone
+    assert all(read.count(text) == 1 for text in train)
+    assert "copied_8" not in text_quality.qualities(sides)["own"]
+    assert text_quality.qualities({}, train) == {}
 
 
 def test_novelty_and_compression_are_beside_the_own_source() -> None:

@@ -12,6 +12,7 @@ from finetune.report import text_results
 from finetune.report.results import Conclusion, System
 from finetune.report.text import oracle_extract_text
 from finetune.text_evaluation import TASKS, TextPredictions
+from finetune.text_metrics import words
 
 SOURCES = ["The dog runs. A cat sleeps all day. It rains in Rome.", "Anna met Tom. They ate 3 apples. Then they left."]
 REFERENCES = [["A cat sleeps all day."], ["They ate apples.", "They left."]]
@@ -41,6 +42,13 @@ def test_summaries_are_described_beside_the_first_references_and_the_extract_of_
     assert score == pytest.approx((100 + 600 / 7) / 2)  # the sentence itself; 3 of 4 words and 3
     assert oracle_extract_text(found["oracle_extract"]).startswith(f"greedy oracle extract · rouge1 {score:.1f} [")
     assert "no bound" in found["oracle_extract"]["definition"]
+
+
+def test_the_training_texts_are_cut_into_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(text_quality, "words", lambda text: read.append(text) or words(text))
+    text_results.of_summaries(summaries(), ["a cat sleeps in rome"], TASKS["summarization"])
+    assert read.count("a cat sleeps in rome") == 1
 
 
 @pytest.mark.parametrize(("task", "told"), [("summarization", True), ("dialogue", False)])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.generation import Written
 from finetune.report.long_rows import MANY_CUT, record
 from finetune.run import Run
 from finetune.seq2seq.encoder_decoder import Lengths
@@ -97,7 +98,15 @@ def bertscore_text(found: Mapping[str, Any]) -> str:
     return " · ".join(told) + cut
 
 
-def say_written(run: Run, long: int, rows: int, longest: int, on_long: OnLong) -> None:
-    """Tell how many sources of a file were too long."""
-    if long:
-        run.say("note", f"{count(long, 'source')} of {rows:,} above {longest} tokens: {DONE[on_long]}")
+def say_written(run: Run, written: Written, rows: int, longest: int, on_long: OnLong) -> None:
+    """Tell how many sources of a file were too long, and how many of them no windows made fit."""
+    if written.cut:
+        left = f"; {written.left_long:,} got no shorter: {DONE['truncate']}" if written.left_long else ""
+        run.say("note", f"{count(written.cut, 'source')} of {rows:,} above {longest} tokens: {DONE[on_long]}{left}")
+
+
+def say_left_long(run: Run, written: Mapping[str, Written]) -> None:
+    """Tell how many sources of each split were cut after all, because no windows made them fit."""
+    places = ", ".join(f"{found.left_long:,} of {name}" for name, found in written.items() if found.left_long)
+    if places:
+        run.say("warning", f"sources whose summaries of windows got no shorter: {places}: {DONE['truncate']}")

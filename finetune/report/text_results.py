@@ -74,10 +74,10 @@ def of_summaries(found: TextPredictions, learnt: Sequence[str], task: Task) -> d
     "summaries" has figures of the system's texts (`own`) and of the first references (`human`); "oracle_extract" the
     scores of sentences of the source that are chosen by the references, and how.
     """
-    human = [several[0] for several in found.references]
+    sides = {"own": found.predicted, "human": [several[0] for several in found.references]}
     figures = {
-        name: text_quality.quality(texts, learnt) | text_quality.beside_sources(found.sources, texts)
-        for name, texts in (("own", found.predicted), ("human", human))
+        name: quality | text_quality.beside_sources(found.sources, sides[name])
+        for name, quality in text_quality.qualities(sides, learnt).items()
     }
     extracts = text_baselines.oracle_extracts(found.sources, found.references)
     chosen = TextPredictions(found.ids, found.sources, found.references, extracts, languages=found.languages)

@@ -73,9 +73,10 @@ def try_out(
     rows = np.unique(np.linspace(0, len(split) - 1, min(asked.texts, len(split))).round().astype(int)).tolist()
     prompts, human = parted(split.select(rows), judge.reading, start, longest)
     written, own = one_each(start, prompts, asked.config, asked.seed, completes=judge.reading.data.has_prompts)
+    sides = {"own": own, "human": human}
     figures = {
-        name: text_quality.quality(texts, learnt) | {"perplexity": _perplexity(judge, prompts, texts)}
-        for name, texts in (("own", own), ("human", human))
+        name: found | {"perplexity": _perplexity(judge, prompts, sides[name])}
+        for name, found in text_quality.qualities(sides, learnt).items()
     }
     ids = [split.ids()[row] for row in rows]
     run.write_predictions("written", (

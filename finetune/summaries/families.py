@@ -1,6 +1,6 @@
 """Which kind of model learns to summarise: one table from a family to what begins and what loads it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from finetune.summaries.writer import Settings, Writer
 from finetune.trainer import TrainConfig
 
 RECIPE = "summarization"
+READ_BY = {  # setting -> what reads it
+    "encoder": "architecture=bert2gpt",
+    "decoder": "architecture=bert2gpt",
+    "model_language": "model=NAME of mBART or its kin",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ def begin(settings: Settings, train: Split) -> Writer:
         what = f"architecture={settings.architecture} begins without model={settings.model}"
         raise UserError(Exit.USAGE, f"{what}; give one of the two")
     adapters.check(settings.peft, settings.model)
-    if settings.architecture != "seq2seq":
+    if settings.architecture == "seq2seq":
+        _refuse_unread(settings, "architecture=seq2seq", READ_BY)
+    else:
         reader = f"encoder={settings.encoder}" if settings.model is None else f"model={settings.model}"
         refuse_for_model(reader, "network", settings.network)
         refuse_for_model(reader, "vocabulary", settings.vocabulary)
@@ -51,7 +58,10 @@ def begin(settings: Settings, train: Split) -> Writer:
     if settings.model is None:
         what = "which model? give model=NAME (BART, T5, GPT-2 or their kin), architecture=seq2seq (from scratch)"
         raise UserError(Exit.USAGE, f"{what}\nor architecture=bert2gpt with encoder=NAME and decoder=NAME")
+    _refuse_unread(settings, f"model={settings.model}", ("encoder", "decoder"))
     family = _family_of(settings.model, Path(pretrained.locate(settings.model).path))
+    if family == "decoder":
+        _refuse_unread(settings, f"model={settings.model}", ("model_language",))
     if family == "seq2seq":
         what = f"model={settings.model} is one of the project's own models, which begin from scratch"
         raise UserError(Exit.USAGE, f"{what}; give architecture=seq2seq without model")
@@ -101,6 +111,15 @@ def remembered(settings: Settings, writer: Writer, on_long: OnLong) -> dict[str,
         "max_source_length": writer.lengths.source, "max_target_length": writer.lengths.target,
         "source_prefix": writer.prefix, "prompt_end": settings.prompt_end, "model_language": settings.model_language,
     } | {f"generation.{name}": value for name, value in of_writing.items()}  # fmt: skip
+
+
+def _refuse_unread(settings: Settings, given: str, names: Iterable[str]) -> None:
+    """Refuse settings that are not as they come and that nothing would read beside `given`; raises UserError (2)."""
+    asked, usual = to_tree(settings), to_tree(type(settings)())
+    for name in names:
+        if asked[name] != usual[name]:
+            what = f"{name}={asked[name]} is not read with {given}"
+            raise UserError(Exit.USAGE, f"{what}; give {READ_BY[name]}, or leave it out")
 
 
 def _family_of(name: str, folder: Path) -> str:

@@ -1,9 +1,9 @@
 """Sources longer than what a model reads: their beginning, their end, both, or windows of whole sentences.
 
 `window` is hierarchical summarise-then-merge, and a strategy of writing alone: each window gets a summary, and what
-they give, one after the other, is summarised in turn, until it fits (`writer.write`). Training reads the beginning of a
-long source: no one has said which part of a summary is of which window, and the last step, in which a model writes the
-whole summary of a text that it can read, is what it learns.
+they give, one after the other, is summarised in turn, until it fits or gets no shorter (`writer.write`). Training reads
+the beginning of a long source: no one has said which part of a summary is of which window, and the last step, in which
+a model writes the whole summary of a text that it can read, is what it learns.
 """
 
 from collections.abc import Callable, Sequence

@@ -232,23 +232,26 @@ def write(writer: Writer, split: Split, on_long: OnLong, config: GenerationConfi
     """Write a text for each source, without spaces around it; `cut` counts the sources that were too long.
 
     Under on_long=window, hierarchical summarise-then-merge, such a source is cut into windows, each is summarised, and
-    the summaries, one after the other, take its place, until it fits or gets no shorter. Raises UserError (65) for one
-    under on_long=error.
+    the summaries, one after the other, take its place, until it fits or gets no shorter; `left_long` counts those that
+    do not fit and are cut after all. Raises UserError (65) for one under on_long=error.
     """
     started = time.perf_counter()
     texts, room = split.sources(), writer.source.room
     coded = writer.code_sources(texts)
-    long = [row for row, tokens in enumerate(coded) if len(tokens) > room]
+    long, left = [row for row, tokens in enumerate(coded) if len(tokens) > room], 0
     if long and on_long == "error":
         sizes = np.array([[len(tokens), 0] for tokens in coded])
         _refuse_long(writer, split, sizes, sizes > [room, 0])
     if long and on_long == "window":
         for row, text in zip(long, _merged(writer, [texts[row] for row in long], config, seed), strict=True):
             coded[row] = writer.code_sources([text])[0]
+        left = sum(len(coded[row]) > room for row in long)
     framed = [writer.source.around(shorten(row, room, on_long)) for row in coded]
     written = generation.write_rows(writer.pen, framed, config, seed)
     texts_of = [[text.strip() for text in several] for several in written.texts]
-    return replace(written, texts=texts_of, seconds=time.perf_counter() - started, cut=len(long))
+    return replace(
+        written, texts=texts_of, seconds=time.perf_counter() - started, cut=len(long), left_long=left
+    )  # fmt: skip
 
 
 def _merged(writer: Writer, texts: Sequence[str], config: GenerationConfig, seed: int) -> list[str]:
