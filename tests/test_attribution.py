@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from finetune.baselines import TfidfModel
 from finetune.classifier import Classifier
 from finetune.data.columns import LabelMap, from_columns
 from finetune.data.encode import fit
+from finetune.report import scoring
 from finetune.report.attribution import attribution_lines, marks_of
 from finetune.trainer import TrainConfig
 
@@ -369,6 +371,21 @@ def test_of_a_wrong_label_set_the_surest_wrong_decision_is_explained() -> None:
     rows, labels, sure = evaluation.worst_decisions(predictions)
     assert (rows.tolist(), labels.tolist()) == ([0], [0])  # x was left out, with 0.8
     assert sure == pytest.approx([0.8])
+
+
+@pytest.mark.parametrize("kind", ["words", "features"])
+def test_what_spoke_against_a_label_spoke_for_leaving_it_out(kind: str, parts: Classifier, tfidf: Path) -> None:
+    model = parts if kind == "words" else TfidfModel.load(tfidf / "model")
+    config = SimpleNamespace(max_length=32, data=SimpleNamespace(on_long="truncate"))
+    data, names = from_columns("text", {"text": [TEXT]}), LABELS.names
+    gave, left_out, shares = np.array([[1, 0, 0]]), np.array([[0, 0, 0]]), np.full((1, 3), 0.4)
+    added, missed = (
+        scoring.mattered(model, data, evaluation.Predictions(data.ids(), gold, said, shares, names, True), config)
+        for gold, said in ((left_out, gave), (gave, left_out))
+    )
+    ((of_added,), (of_missed,)) = added.values(), missed.values()
+    assert [(one["word"], -one["share"]) for one in of_missed] == [(one["word"], one["share"]) for one in of_added]
+    assert any(one["share"] for one in of_missed)
 
 
 # What is refused
