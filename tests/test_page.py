@@ -19,8 +19,9 @@ from calling import call, done, private_cache, toy_files, train_toy, write_csv
 from conftest import toy_rows
 
 from finetune.report.advice import Evidence, advise
-from finetune.report.page import compared, headline
+from finetune.report.page import compared, headline, read
 from finetune.report.text_results import judging_of
+from finetune.run import Run
 
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</script><b>", "{{ 7 * 7 }} & 'quoted'")
@@ -227,6 +228,26 @@ def test_the_run_names_its_page_and_seeds_have_one_together(tiny_model: Path, tm
     assert "Each seed" in text
     assert "Confusion matrix" in text
     assert not (run / "seed-1" / "report.html").exists()
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> Run:
+    """Return a run of two seeds, as far as a page reads one, in a folder with a space."""
+    run = tmp_path / "two seeds"
+    told = {"judged_on": "test", "system": "BERT", "labels": ["a", "b"], "best_seed_on_validation": 2}
+    for folder in (run, run / "seed-1", run / "seed-2"):
+        (folder / "predictions").mkdir(parents=True)
+        (folder / "config.yaml").write_text("recipe: bert_classification\n")
+        (folder / "results.json").write_text(json.dumps({"task": "classification", "diagnostics": told}))
+        (folder / "predictions" / "test.jsonl").write_text("")
+    return Run.open(run)
+
+
+def test_what_was_explained_of_seeds_together_and_of_the_best_stands_on_the_page(seeds: Run) -> None:
+    for number, folder in enumerate((seeds.folder, seeds.folder / "seed-1", seeds.folder / "seed-2")):
+        (folder / "explain").mkdir()
+        (folder / "explain" / f"{number}.svg").write_text("<svg/>")
+    assert read(seeds).explained == {"0": "<svg/>", "2": "<svg/>"}
 
 
 def test_no_secret_reaches_the_page(trained: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def read(run: Run) -> Ended:
         rows=chosen.read_predictions(judged),
         beside=stored(baseline),
         written=stored(written),
-        explained=chosen.explanations(),
+        explained=run.explanations() | chosen.explanations(),
         judging=judging_of(results),
         folder=str(run.folder),
     )
