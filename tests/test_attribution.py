@@ -22,6 +22,7 @@ from finetune.baselines import TfidfModel
 from finetune.classifier import Classifier
 from finetune.data.columns import LabelMap, from_columns
 from finetune.data.encode import fit
+from finetune.errors import Exit, UserError
 from finetune.report import scoring
 from finetune.report.attribution import attribution_lines, marks_of
 from finetune.trainer import TrainConfig
@@ -411,6 +412,12 @@ def test_wrong_options_are_a_line_or_two_and_a_code(folder: Path, options: list[
     assert says in outcome.err
     assert len(outcome.err.splitlines()) <= 2
     assert outcome.out == ""
+
+
+def test_a_text_of_which_nothing_is_read_is_told(parts: Classifier) -> None:
+    with pytest.raises(UserError, match=r"nothing of the text is read: '\\u200b'") as caught:
+        attribution.explain(parts, from_columns("text", {"text": ["\u200b"]}), READING, SETTINGS, steps=1)
+    assert caught.value.code == Exit.BAD_DATA
 
 
 def test_steps_are_of_paths_and_tfidf_has_none(tfidf: Path) -> None:

@@ -142,6 +142,7 @@ def test_pictures_go_beside_the_person_for_a_model_that_is_no_run(
         (["--attention", "--text", TEXT, "--output", "a.html"], 2, "give a name that ends in .svg or .png"),
         (["--word", "card", *["--text", "a " * 70 + "card"] * 3], 65, "beyond the 64 tokens"),
         (["--word", "card", "--contexts", "no.txt"], 66, "no.txt"),
+        (["--attention", "--text", "\u200b", "--json"], 65, "nothing of the text is read: '\\u200b' has no token"),
     ],
 )
 def test_wrong_options_are_a_line_or_two_and_a_code(tiny_model: Path, options: list[str], code: int, says: str) -> None:
