@@ -19,7 +19,8 @@ from calling import call, done, private_cache, toy_files, train_toy, write_csv
 from conftest import toy_rows
 
 from finetune.report.advice import Evidence, advise
-from finetune.report.page import compared, headline, read
+from finetune.report.page import _first_picture, compared, headline, read
+from finetune.report.sections import Ended
 from finetune.report.text_results import judging_of
 from finetune.run import Run
 
@@ -392,6 +393,19 @@ def test_a_language_that_is_cut_into_pieces_loses_to_fertility(evidence: Evidenc
         in told(1.7)
     )
     assert told(1.2).startswith("Add some labelled rows of the language it")
+
+
+def test_in_languages_tfidf_is_named_whichever_baseline_is_the_strongest(evidence: Evidence) -> None:
+    score = {"value": 0.5, "low": 0.4, "high": 0.6}
+    languages = {"en": {"accuracy": score}}
+    cheap = [{"name": name, "languages": languages} for name in ("TF-IDF (word 1-2)", "majority class")]
+    lost = {"en": {"metric": "accuracy", "difference": -0.2, "low": -0.3, "high": -0.1, "verdict": "worse"}}
+    beside = {"matrix": {"en": {}}, "baselines": cheap, "baseline": cheap[1], "comparisons": lost}
+    results = {**evidence.results, "languages": languages, **beside}
+    assert "Use TF-IDF for en" in advice_of(dataclasses.replace(evidence, results=results))
+    ended = Ended(results, {}, {}, {}, [], [], [], {}, evidence.judging, "runs/x")
+    assert "TF-IDF 0.500" in _first_picture(ended).svg
+    assert "majority" not in _first_picture(ended).svg
 
 
 def test_training_that_still_helped_or_went_on_for_too_long_is_seen(evidence: Evidence) -> None:
