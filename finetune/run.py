@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -454,7 +455,7 @@ def environment(seed: int, device: str, data: Mapping[str, str]) -> dict[str, An
         "versions": versions,
         "platform": platform.platform(),
         "commit": _commit(),
-        "command": SECRET.sub("hf_***", " ".join(["finetune", *sys.argv[1:]])),
+        "command": SECRET.sub("hf_***", shlex.join(["finetune", *sys.argv[1:]])),
         "device": device,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "launch": os.environ.get("TORCHELASTIC_RUN_ID"),

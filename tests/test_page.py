@@ -7,6 +7,7 @@ import hashlib
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from calling import call, done, private_cache, toy_files, train_toy, write_csv
 from conftest import toy_rows
 
 from finetune.report.advice import Evidence, advise
+from finetune.report.blocks import Code
 from finetune.report.page import _first_picture, compared, headline, read
-from finetune.report.sections import Ended
+from finetune.report.sections import Ended, _made
+from finetune.report.text import again, results_lines
 from finetune.report.text_results import judging_of
 from finetune.run import Run
 
@@ -236,10 +239,11 @@ def seeds(tmp_path: Path) -> Run:
     """Return a run of two seeds, as far as a page reads one, in a folder with a space."""
     run = tmp_path / "two seeds"
     told = {"judged_on": "test", "system": "BERT", "labels": ["a", "b"], "best_seed_on_validation": 2}
+    results = {"task": "classification", "model": "m", "seconds": {}, "throughput": {}, "diagnostics": told}
     for folder in (run, run / "seed-1", run / "seed-2"):
         (folder / "predictions").mkdir(parents=True)
         (folder / "config.yaml").write_text("recipe: bert_classification\n")
-        (folder / "results.json").write_text(json.dumps({"task": "classification", "diagnostics": told}))
+        (folder / "results.json").write_text(json.dumps(results))
         (folder / "predictions" / "test.jsonl").write_text("")
     return Run.open(run)
 
@@ -249,6 +253,14 @@ def test_what_was_explained_of_seeds_together_and_of_the_best_stands_on_the_page
         (folder / "explain").mkdir()
         (folder / "explain" / f"{number}.svg").write_text("<svg/>")
     assert read(seeds).explained == {"0": "<svg/>", "2": "<svg/>"}
+
+
+def test_a_command_to_repeat_a_run_can_be_pasted(seeds: Run) -> None:
+    told = again(str(seeds.folder))
+    assert shlex.split(told) == ["finetune", "train", "--config", f"{seeds.folder}/config.yaml", "output_dir=..."]
+    assert [block.text for block in _made(read(seeds)) if isinstance(block, Code)] == [told]
+    ended = {"diagnostics": {"judged_on": "test"}, "scores": {"test": {}}}
+    assert results_lines(ended, str(seeds.folder))[-1].endswith(f"again: {told}")
 
 
 def test_no_secret_reaches_the_page(trained: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -403,3 +404,9 @@ def test_the_environment_names_versions_commit_and_command(monkeypatch: pytest.M
     assert set(place["versions"]) >= {"python", "finetune", "torch", "transformers"}
     assert (place["seed"], place["device"], place["data_sha256"]) == (7, "CPU", {"f": "h"})
     assert place["command"] == "finetune train token=hf_***"
+
+
+def test_the_command_of_a_run_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "seeds=[1,2]", "data.between= a b", "output_dir=runs/it's"]
+    monkeypatch.setattr("sys.argv", ["/bin/finetune", *words])
+    assert shlex.split(environment(7, "CPU", {})["command"]) == ["finetune", *words]
