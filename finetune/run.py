@@ -267,8 +267,10 @@ class Run:
         return [text.partition(" ")[2] for text in lines]
 
     def results(self) -> dict[str, Any]:
-        """Return results.json; raises UserError where the run did not end."""
+        """Return results.json; raises UserError where the run did not end, or there was none."""
         path = self.folder / "results.json"
+        if not self.config_file.is_file():
+            raise UserError(Exit.NO_INPUT, f"{self.folder} is a model folder, not a run: it has no results")
         if not path.is_file():
             raise UserError(
                 Exit.NO_INPUT,

@@ -396,6 +396,8 @@ def test_a_run_and_a_model_folder_are_opened_and_an_unfinished_run_has_no_result
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     assert Run.open(tmp_path / "model").model == tmp_path / "model"
+    with refused(Exit.NO_INPUT, "model is a model folder, not a run: it has no results"):
+        Run.open(tmp_path / "model").results()
 
 
 def test_the_environment_names_versions_commit_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
