@@ -115,7 +115,7 @@ def answering(run: Run, recipe: ModuleType, config: Any) -> Answering:
                 found = recipe.explain(config, run, texts[0])
                 explanation.say_cut(run, config, found)
                 figure, left_out = explanation.drawn(found)
-                picture = pictures.inline(figure, "What each token of the text looked at")
+                picture = pictures.inline(figure, explanation.in_words(found))
                 return Answer(found.text, None, picture, [*run.heard(), *([left_out] if left_out else [])])
             given = from_columns("page", {role: [text] for role, text in zip(roles, texts, strict=True)})
             row = recipe.predict(config, run, given)[0]

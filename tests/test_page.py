@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import Browser, browser, missing
 from calling import call, done, private_cache, toy_files, train_toy, write_csv
 from conftest import toy_rows
 
+from finetune.explain import Explanation
 from finetune.report.advice import Evidence, advise
-from finetune.report.blocks import Code
+from finetune.report.blocks import Code, Image
+from finetune.report.explanation import draw
 from finetune.report.page import _first_picture, compared, headline, read
-from finetune.report.sections import Ended, _made
+from finetune.report.sections import Ended, _explained, _made
 from finetune.report.text import again, results_lines
 from finetune.report.text_results import judging_of
 from finetune.run import Run
@@ -253,6 +256,21 @@ def test_what_was_explained_of_seeds_together_and_of_the_best_stands_on_the_page
         (folder / "explain").mkdir()
         (folder / "explain" / f"{number}.svg").write_text("<svg/>")
     assert read(seeds).explained == {"0": "<svg/>", "2": "<svg/>"}
+
+
+def test_what_an_explained_text_looked_at_is_told_to_those_who_do_not_see_it(seeds: Run) -> None:
+    (seeds.folder / "explain").mkdir()
+    for name, target in (("one", ["a", "b"]), ("two", ["c", "d"])):
+        found = Explanation("x <y>", "", False, -1.0, ["x", "<y>"], target, np.array([[0.95, 0.05], [0.3, 0.7]]), [])
+        draw(found, seeds.folder / "explain" / f"{name}.svg")
+    (seeds.folder / "explain" / "word-old.svg").write_text("<svg/>")
+    told = {block.told: block.alt for block in _explained(read(seeds)) if isinstance(block, Image)}
+    assert told == {
+        "Where the model looked (finetune explain, one)": "a: x 95 %; b: <y> 70 %   x 30 %",
+        "Where the model looked (finetune explain, two)": "c: x 95 %; d: <y> 70 %   x 30 %",
+        "One word in several contexts (finetune explain, word-old)": "One word in several contexts (finetune explain, "
+        "word-old)",
+    }
 
 
 def test_a_command_to_repeat_a_run_can_be_pasted(seeds: Run) -> None:

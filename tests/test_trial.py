@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -170,6 +171,7 @@ def test_a_text_is_written_as_predict_writes_it_with_a_picture_where_there_is_at
     assert answer.text == predicted(model, "red gold")["predicted"]
     assert answer.probabilities is None
     assert ("<svg" in answer.picture) is looks
+    assert bool(re.search(r'aria-label="[^"]+: \S+ \d+ %', answer.picture)) is looks
     assert "cut at 8" in page.answer(["red " * 9]).notes[0]
 
 

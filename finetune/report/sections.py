@@ -355,7 +355,8 @@ def _texts(found: Ended) -> Iterator[Any]:
 def _explained(found: Ended) -> Iterator[Any]:
     for name, svg in found.explained.items():
         told = "One word in several contexts" if name.startswith("word-") else "Where the model looked"
-        yield Image(svg, f"{told} (finetune explain, {name})")
+        caption = f"{told} (finetune explain, {name})"
+        yield Image(svg, caption, pictures.description(svg) or caption)
 
 
 def _errors(found: Ended) -> Iterator[Any]:
