@@ -22,9 +22,9 @@ from conftest import toy_rows
 
 from finetune.explain import Explanation
 from finetune.report.advice import Evidence, advise
-from finetune.report.blocks import Code, Image
+from finetune.report.blocks import Cell, Code, Image, Picture, Section, Table
 from finetune.report.explanation import draw
-from finetune.report.page import _first_picture, compared, headline, read
+from finetune.report.page import _first_picture, _rendered, compared, headline, read
 from finetune.report.sections import Ended, _explained, _made
 from finetune.report.text import again, results_lines
 from finetune.report.text_results import judging_of
@@ -567,3 +567,25 @@ def test_a_browser_shows_the_page(
     assert shades["dark"][0] < 200 < 600 < shades["dark"][1]
     assert window.printed().startswith(b"%PDF-")
     assert window.console() == []
+
+
+def test_what_is_missing_stands_last_and_leaves_a_column_of_numbers_one(
+    window: Browser | None, tmp_path: Path
+) -> None:
+    values = ["9.5", "-", "10.25", "", "−1"]
+    rows = [[Cell(f"row {number}"), Cell(value, -1.0 if value == "−1" else None)] for number, value in enumerate(values)]
+    section = Section("s", "S", [Table("t", ["name", "value"], rows, sortable=True)])
+    picture = Picture("<svg></svg>", "")
+    page = _rendered(title="", kicker="", headline="", picture=picture, facts=[], advice=[], sections=[section])
+    assert 'class="sortable"' in page
+    if window is None:
+        return
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    window.open(tmp_path / "page.html")
+    sort = (
+        "document.querySelectorAll('table.sortable button')[1].click();"
+        "return [...document.querySelector('table.sortable').tBodies[0].rows].map(row => row.cells[1].textContent);"
+    )
+    down, up = window.run(sort), window.run(sort)
+    assert (down[:3], up[:3]) == (["10.25", "9.5", "−1"], ["−1", "9.5", "10.25"])
+    assert {*down[3:]} == {*up[3:]} == {"-", ""}
