@@ -414,6 +414,13 @@ def test_wrong_options_are_a_line_or_two_and_a_code(folder: Path, options: list[
     assert outcome.out == ""
 
 
+def test_a_run_of_single_texts_reads_no_second_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("recipe: tfidf_baseline\n")
+    outcome = call("explain", tmp_path, "--text", TEXT, "--text-pair", TEXT)
+    assert outcome.code == 2
+    assert outcome.err == f"error: --text-pair: {tmp_path} was trained on single texts; leave it out\n"
+
+
 def test_a_text_of_which_nothing_is_read_is_told(parts: Classifier) -> None:
     with pytest.raises(UserError, match=r"nothing of the text is read: '\\u200b'") as caught:
         attribution.explain(parts, from_columns("text", {"text": ["\u200b"]}), READING, SETTINGS, steps=1)
