@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from finetune.data.encode import check_read
 from finetune.pretrained import Encoder
 
 NEXT, PREVIOUS, ITSELF, FIRST = "next", "previous", "itself", "first"
@@ -47,8 +48,12 @@ class Heads:
 
 @torch.inference_mode()
 def attention(encoder: Encoder, text: str) -> Heads:
-    """Read a text and return the attention of every head (Vaswani et al. 2017, section 3.2)."""
+    """Read a text and return the attention of every head (Vaswani et al. 2017, section 3.2).
+
+    Raises UserError (65) where nothing of the text is read.
+    """
     (piece,) = encoder.tokenizer(text, truncation=True, max_length=encoder.longest).encodings
+    check_read([piece], text)
     encoder.model.set_attn_implementation("eager")  # the others never hold the weights
     found = encoder.model(**encoder.inputs(piece), output_attentions=True).attentions
     return Heads(

@@ -14,7 +14,7 @@ from finetune import classifier
 from finetune.baselines import Decision, TfidfModel
 from finetune.classifier import Classifier
 from finetune.data.columns import LabelMap, Split, from_columns
-from finetune.data.encode import OnLong, encode, fit
+from finetune.data.encode import OnLong, check_read, encode, fit
 from finetune.errors import Exit, UserError, did_you_mean
 from finetune.trainer import TrainConfig
 
@@ -117,13 +117,16 @@ def explain(
 ) -> list[Attribution]:
     """Say for each row which words speak for a label, and which against: the predicted one, or `label`.
 
-    Multi-label: the most probable one. All is worked out in fp32. Raises UserError (2) for a label that there is not.
+    Multi-label: the most probable one. All is worked out in fp32. Raises UserError: 2 for a label that there is not, 65
+    for a text of which nothing is read.
     """
     chosen = None if label is None else label_number(label, parts.labels.names)
     settings = dataclasses.replace(settings, mixed_precision="no")
     names, found = parts.labels.names, []
     for row, length in zip(_rows(data), encode(data, parts.tokenizer, *reading).full_lengths, strict=True):
-        places = _places(row, fit(parts.tokenizer, *row, *reading))
+        pieces = fit(parts.tokenizer, *row, *reading)
+        check_read(pieces, row.text)
+        places = _places(row, pieces)
         share, changed = _hidden(parts, row, places.values(), reading, settings)
         number = int(share.argmax()) if chosen is None else chosen
         path = integrated(parts, row, number, reading, steps)

@@ -868,6 +868,8 @@ def _asked_rows(run: str, config: Any, asked: Asked) -> Split:
     """Return the texts or pairs to explain as rows, from the options or from a file."""
     if asked.file is not None:
         return _read("input", asked.file, dataclasses.replace(config.data, on_empty="error"), gold=False)
+    if asked.pairs and config.data.text_pair_column is None and (Path(run) / "config.yaml").is_file():
+        raise UserError(Exit.USAGE, f"--text-pair: {run} was trained on single texts; leave it out")
     paired = config.data.text_pair_column is not None or bool(asked.pairs)
     if paired and len(asked.pairs) != len(asked.texts):
         what = f"{count(len(asked.texts), '--text')} and {count(len(asked.pairs), '--text-pair')}"

@@ -1,7 +1,6 @@
 """Why a model writes what it writes: which tokens of the source each token of its text looked at."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,10 +11,9 @@ from finetune.seq2seq.encoder_decoder import EncoderDecoder, Lengths, Written, c
 from finetune.seq2seq.model import sequence_loss
 from finetune.seq2seq.vocabulary import BOS, EOS, JOINT, SPECIALS, WORD_MARK
 from finetune.terminal import printable
+from finetune.text_metrics import WORD_START
 
 END, UNKNOWN, SPACE, GOES_ON = "⟨end⟩", "⟨unknown⟩", "␣", "…"
-# A letter, accent or digit of a script that parts its words with spaces: only there does a token go on with a word.
-WORD_START = re.compile(r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\U00020000-\U0003ffff]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -266,8 +267,10 @@ class Run:
         return [text.partition(" ")[2] for text in lines]
 
     def results(self) -> dict[str, Any]:
-        """Return results.json; raises UserError where the run did not end."""
+        """Return results.json; raises UserError where the run did not end, or there was none."""
         path = self.folder / "results.json"
+        if not self.config_file.is_file():
+            raise UserError(Exit.NO_INPUT, f"{self.folder} is a model folder, not a run: it has no results")
         if not path.is_file():
             raise UserError(
                 Exit.NO_INPUT,
@@ -469,7 +472,7 @@ def environment(seed: int, device: str, data: Mapping[str, str]) -> dict[str, An
         "versions": versions,
         "platform": platform.platform(),
         "commit": _commit(),
-        "command": SECRET.sub("hf_***", " ".join(["finetune", *sys.argv[1:]])),
+        "command": SECRET.sub("hf_***", shlex.join(["finetune", *sys.argv[1:]])),
         "device": device,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "launch": os.environ.get("TORCHELASTIC_RUN_ID"),

@@ -56,6 +56,8 @@ BETA = 2.0  # of chrF
 # Japanese and the others have no tokenizer in sacrebleu without further packages; characters are always there.
 TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+# A letter, accent or digit of a script that parts its words with spaces: only there does one go on with a word.
+WORD_START = re.compile(r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\U00020000-\U0003ffff]")
 ARTICLES = {
     "en": "a an the",
     "de": "der die das den dem des ein eine einen einem einer eines",

@@ -179,6 +179,8 @@ class Trainer:
                 if self._evaluation_due(plan):
                     self._evaluate(evaluate, epoch, greater_is_better)
                 stopping = self._patience_lost()
+                if stopping and self.progress.window:  # what the plan's end would have logged
+                    self._log(epoch, float(scheduler.get_last_lr()[0]), last=True)
                 interrupted, overdue = self._agree()
                 if interrupted is not None or overdue or self._save_due(last=stopping or step + 1 == len(plan)):
                     self._save()

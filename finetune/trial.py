@@ -70,26 +70,32 @@ def known(run: Run, part: Run) -> Known:
     if not run.config_file.is_file():
         return Known(run.model.resolve().name, [NOTHING_KNOWN])
     results, place = run.results(), run.environment()
-    told = results["diagnostics"]
-    judged = told["judged_on"]
+    diagnostics = results["diagnostics"]
+    judged = diagnostics["judged_on"]
     scores = [f"{metric} {shown(metric, score)}" for metric, score in results["scores"][judged].items()][:SCORES]
     made = [results["recipe"], str(results["model"]), place.get("started", "")[:10], str(run.folder)]
     files = [f"{Path(name).name} {digest[:DIGEST]}" for name, digest in place.get("data_sha256", {}).items()]
     facts = [
         headline(results),
-        f"{' · '.join(scores)} on {count(told['rows'][judged], f'{judged} row')}; in brackets the 95 % interval",
+        f"{' · '.join(scores)} on {count(diagnostics['rows'][judged], f'{judged} row')}; in brackets the 95 % interval",
         " · ".join(part for part in made if part),
         *([f"data (sha256): {' · '.join(files)}"] if files else []),
     ]
-    title = f"{short(told['system'])}: {results['task']}"
+    title = f"{short(diagnostics['system'])}: {results['task']}"
     if results["task"] == language_model.TASK:
         written = part.read_predictions("written") if part.predictions_file("written").is_file() else []
         return Known(title, facts, [[row["prompt"]] for row in _spread(written)])
     rows = part.read_predictions(judged)
-    beside = {_texts(row): [f"in {judged}: {_answer(row['gold'])}"] for row in rows}
+    told = [(_texts(row), f"in {judged}: {_answer(row['gold'])}") for row in rows]
     if "baseline" in results:
-        for row in part.read_predictions(f"baseline.{judged}"):
-            beside[_texts(row)].append(f"{short(results['baseline']['name'])}: {_answer(row['predicted'])}")
+        name = short(results["baseline"]["name"])
+        cheap = part.read_predictions(f"baseline.{judged}")
+        told += [(_texts(row), f"{name}: {_answer(row['predicted'])}") for row in cheap]
+    beside: dict[tuple[str, ...], list[str]] = {}
+    for texts, line in told:
+        lines = beside.setdefault(texts, [])  # of a text that stands in several rows, each label once
+        if line not in lines:
+            lines.append(line)
     return Known(title, facts, [list(_texts(row)) for row in _spread(rows)], beside)
 
 
@@ -109,7 +115,7 @@ def answering(run: Run, recipe: ModuleType, config: Any) -> Answering:
                 found = recipe.explain(config, run, texts[0])
                 explanation.say_cut(run, config, found)
                 figure, left_out = explanation.drawn(found)
-                picture = pictures.inline(figure, "What each token of the text looked at")
+                picture = pictures.inline(figure, explanation.in_words(found))
                 return Answer(found.text, None, picture, [*run.heard(), *([left_out] if left_out else [])])
             given = from_columns("page", {role: [text] for role, text in zip(roles, texts, strict=True)})
             row = recipe.predict(config, run, given)[0]

@@ -12,6 +12,7 @@ from sklearn.metrics import silhouette_score
 
 from finetune.errors import Exit, UserError
 from finetune.pretrained import Encoder
+from finetune.text_metrics import WORD_START
 
 FEWEST = 3  # contexts: two are always each other's nearest
 MOST_GROUPS = 6
@@ -84,7 +85,10 @@ def word_in_contexts(encoder: Encoder, word: str, contexts: Sequence[str], layer
 
 
 def _span(word: str, context: str, number: int) -> tuple[int, int]:
-    found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", context, re.IGNORECASE)
+    # Beside a character of a script without spaces a word needs no space, and is not a part of a longer one.
+    before = f"(?<!{WORD_START.pattern})" if WORD_START.match(word[0]) else ""
+    after = f"(?!{WORD_START.pattern})" if WORD_START.match(word[-1]) else ""
+    found = re.search(before + re.escape(word) + after, context, re.IGNORECASE)
     if found is None:
         raise UserError(Exit.BAD_DATA, f"context {number} does not contain the word {word!r}: {context[:60]!r}")
     return found.span()

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,8 @@ from finetune.baselines import TfidfModel
 from finetune.classifier import Classifier
 from finetune.data.columns import LabelMap, from_columns
 from finetune.data.encode import fit
+from finetune.errors import Exit, UserError
+from finetune.report import scoring
 from finetune.report.attribution import attribution_lines, marks_of
 from finetune.trainer import TrainConfig
 
@@ -371,6 +374,21 @@ def test_of_a_wrong_label_set_the_surest_wrong_decision_is_explained() -> None:
     assert sure == pytest.approx([0.8])
 
 
+@pytest.mark.parametrize("kind", ["words", "features"])
+def test_what_spoke_against_a_label_spoke_for_leaving_it_out(kind: str, parts: Classifier, tfidf: Path) -> None:
+    model = parts if kind == "words" else TfidfModel.load(tfidf / "model")
+    config = SimpleNamespace(max_length=32, data=SimpleNamespace(on_long="truncate"))
+    data, names = from_columns("text", {"text": [TEXT]}), LABELS.names
+    gave, left_out, shares = np.array([[1, 0, 0]]), np.array([[0, 0, 0]]), np.full((1, 3), 0.4)
+    added, missed = (
+        scoring.mattered(model, data, evaluation.Predictions(data.ids(), gold, said, shares, names, True), config)
+        for gold, said in ((left_out, gave), (gave, left_out))
+    )
+    ((of_added,), (of_missed,)) = added.values(), missed.values()
+    assert [(one["word"], -one["share"]) for one in of_missed] == [(one["word"], one["share"]) for one in of_added]
+    assert any(one["share"] for one in of_missed)
+
+
 # What is refused
 
 
@@ -395,6 +413,19 @@ def test_wrong_options_are_a_line_or_two_and_a_code(folder: Path, options: list[
     assert says in outcome.err
     assert len(outcome.err.splitlines()) <= 2
     assert outcome.out == ""
+
+
+def test_a_run_of_single_texts_reads_no_second_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("recipe: tfidf_baseline\n")
+    outcome = call("explain", tmp_path, "--text", TEXT, "--text-pair", TEXT)
+    assert outcome.code == 2
+    assert outcome.err == f"error: --text-pair: {tmp_path} was trained on single texts; leave it out\n"
+
+
+def test_a_text_of_which_nothing_is_read_is_told(parts: Classifier) -> None:
+    with pytest.raises(UserError, match=r"nothing of the text is read: '\\u200b'") as caught:
+        attribution.explain(parts, from_columns("text", {"text": ["\u200b"]}), READING, SETTINGS, steps=1)
+    assert caught.value.code == Exit.BAD_DATA
 
 
 def test_steps_are_of_paths_and_tfidf_has_none(tfidf: Path) -> None:

@@ -7,21 +7,29 @@ import hashlib
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import Browser, browser, missing
 from calling import call, done, private_cache, toy_files, train_toy, write_csv
 from conftest import toy_rows
 
+from finetune.explain import Explanation
 from finetune.report import language_model, long_rows, summaries
 from finetune.report.advice import Evidence, advise
-from finetune.report.page import compared, headline
+from finetune.report.blocks import Cell, Code, Image, Picture, Section, Table
+from finetune.report.explanation import draw
+from finetune.report.page import _first_picture, _rendered, compared, headline, read
+from finetune.report.sections import Ended, _explained, _made
+from finetune.report.text import again, results_lines
 from finetune.report.text_results import judging_of
+from finetune.run import Run
 
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</script><b>", "{{ 7 * 7 }} & 'quoted'")
@@ -230,6 +238,50 @@ def test_the_run_names_its_page_and_seeds_have_one_together(tiny_model: Path, tm
     assert not (run / "seed-1" / "report.html").exists()
 
 
+@pytest.fixture
+def seeds(tmp_path: Path) -> Run:
+    """Return a run of two seeds, as far as a page reads one, in a folder with a space."""
+    run = tmp_path / "two seeds"
+    told = {"judged_on": "test", "system": "BERT", "labels": ["a", "b"], "best_seed_on_validation": 2}
+    results = {"task": "classification", "model": "m", "seconds": {}, "throughput": {}, "diagnostics": told}
+    for folder in (run, run / "seed-1", run / "seed-2"):
+        (folder / "predictions").mkdir(parents=True)
+        (folder / "config.yaml").write_text("recipe: bert_classification\n")
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "predictions" / "test.jsonl").write_text("")
+    return Run.open(run)
+
+
+def test_what_was_explained_of_seeds_together_and_of_the_best_stands_on_the_page(seeds: Run) -> None:
+    for number, folder in enumerate((seeds.folder, seeds.folder / "seed-1", seeds.folder / "seed-2")):
+        (folder / "explain").mkdir()
+        (folder / "explain" / f"{number}.svg").write_text("<svg/>")
+    assert read(seeds).explained == {"0": "<svg/>", "2": "<svg/>"}
+
+
+def test_what_an_explained_text_looked_at_is_told_to_those_who_do_not_see_it(seeds: Run) -> None:
+    (seeds.folder / "explain").mkdir()
+    for name, target in (("one", ["a", "b"]), ("two", ["c", "d"])):
+        found = Explanation("x <y>", "", False, -1.0, ["x", "<y>"], target, np.array([[0.95, 0.05], [0.3, 0.7]]), [])
+        draw(found, seeds.folder / "explain" / f"{name}.svg")
+    (seeds.folder / "explain" / "word-old.svg").write_text("<svg/>")
+    told = {block.told: block.alt for block in _explained(read(seeds)) if isinstance(block, Image)}
+    assert told == {
+        "Where the model looked (finetune explain, one)": "a: x 95 %; b: <y> 70 %   x 30 %",
+        "Where the model looked (finetune explain, two)": "c: x 95 %; d: <y> 70 %   x 30 %",
+        "One word in several contexts (finetune explain, word-old)": "One word in several contexts (finetune explain, "
+        "word-old)",
+    }
+
+
+def test_a_command_to_repeat_a_run_can_be_pasted(seeds: Run) -> None:
+    told = again(str(seeds.folder))
+    assert shlex.split(told) == ["finetune", "train", "--config", f"{seeds.folder}/config.yaml", "output_dir=..."]
+    assert [block.text for block in _made(read(seeds)) if isinstance(block, Code)] == [told]
+    ended = {"diagnostics": {"judged_on": "test"}, "scores": {"test": {}}}
+    assert results_lines(ended, str(seeds.folder))[-1].endswith(f"again: {told}")
+
+
 def test_no_secret_reaches_the_page(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "old"))
     path = run / "environment.json"
@@ -372,6 +424,19 @@ def test_a_language_that_is_cut_into_pieces_loses_to_fertility(evidence: Evidenc
         in told(1.7)
     )
     assert told(1.2).startswith("Add some labelled rows of the language it")
+
+
+def test_in_languages_tfidf_is_named_whichever_baseline_is_the_strongest(evidence: Evidence) -> None:
+    score = {"value": 0.5, "low": 0.4, "high": 0.6}
+    languages = {"en": {"accuracy": score}}
+    cheap = [{"name": name, "languages": languages} for name in ("TF-IDF (word 1-2)", "majority class")]
+    lost = {"en": {"metric": "accuracy", "difference": -0.2, "low": -0.3, "high": -0.1, "verdict": "worse"}}
+    beside = {"matrix": {"en": {}}, "baselines": cheap, "baseline": cheap[1], "comparisons": lost}
+    results = {**evidence.results, "languages": languages, **beside}
+    assert "Use TF-IDF for en" in advice_of(dataclasses.replace(evidence, results=results))
+    ended = Ended(results, {}, {}, {}, [], [], [], {}, evidence.judging, "runs/x")
+    assert "TF-IDF 0.500" in _first_picture(ended).svg
+    assert "majority" not in _first_picture(ended).svg
 
 
 def test_training_that_still_helped_or_went_on_for_too_long_is_seen(evidence: Evidence) -> None:
@@ -530,3 +595,24 @@ def test_a_browser_shows_the_page(
     assert shades["dark"][0] < 200 < 600 < shades["dark"][1]
     assert window.printed().startswith(b"%PDF-")
     assert window.console() == []
+
+
+def test_what_is_missing_stands_last_and_leaves_a_column_of_numbers_one(window: Browser | None, tmp_path: Path) -> None:
+    values = ["9.5", "-", "10.25", "", "−1"]
+    cells = [Cell(value, -1.0 if value == "−1" else None) for value in values]
+    rows = [[Cell(f"row {number}"), cell] for number, cell in enumerate(cells)]
+    section = Section("s", "S", [Table("t", ["name", "value"], rows, sortable=True)])
+    picture = Picture("<svg></svg>", "")
+    page = _rendered(title="", kicker="", headline="", picture=picture, facts=[], advice=[], sections=[section])
+    assert 'class="sortable"' in page
+    if window is None:
+        return
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    window.open(tmp_path / "page.html")
+    sort = (
+        "document.querySelectorAll('table.sortable button')[1].click();"
+        "return [...document.querySelector('table.sortable').tBodies[0].rows].map(row => row.cells[1].textContent);"
+    )
+    down, up = window.run(sort), window.run(sort)
+    assert (down[:3], up[:3]) == (["10.25", "9.5", "−1"], ["−1", "9.5", "10.25"])
+    assert {*down[3:]} == {*up[3:]} == {"-", ""}

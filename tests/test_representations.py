@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from finetune.attention_heads import Heads, attention
 from finetune.pretrained import Encoder, load_encoder
-from finetune.word_vectors import _groups, default_layer, word_in_contexts
+from finetune.word_vectors import _groups, _span, default_layer, word_in_contexts
 
 TEXT = "my parcel was late, please"
 CONTEXTS = ["my card is late", "the card was not charged", "who can login now", "Card again!"]
@@ -67,6 +67,21 @@ def test_a_words_vector_is_the_mean_of_its_pieces_at_the_layer(bert: Encoder, ti
     assert found.cosines[0, 1] == pytest.approx(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
     distances = np.linalg.norm(found.plane[:, None] - found.plane[None], axis=-1)  # of three points a plane shows all
     assert distances == pytest.approx(np.linalg.norm(found.vectors[:, None] - found.vectors[None], axis=-1), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("word", "context", "start"),
+    [
+        ("银行", "我去银行取钱", 2),
+        ("card", "我的card丢了", 2),
+        ("ธนาคาร", "ไปธนาคารวันนี้", 2),
+        ("bank", "embanked at the Bank", 16),
+        ("은행", "강은행 은행", 4),
+        ("(a)", "x(a)y", 1),
+    ],
+)
+def test_a_word_is_found_between_spaces_only_where_its_script_has_them(word: str, context: str, start: int) -> None:
+    assert _span(word, context, 1) == (start, start + len(word))
 
 
 def test_groups_are_those_that_lie_together() -> None:
@@ -142,6 +157,7 @@ def test_pictures_go_beside_the_person_for_a_model_that_is_no_run(
         (["--attention", "--text", TEXT, "--output", "a.html"], 2, "give a name that ends in .svg or .png"),
         (["--word", "card", *["--text", "a " * 70 + "card"] * 3], 65, "beyond the 64 tokens"),
         (["--word", "card", "--contexts", "no.txt"], 66, "no.txt"),
+        (["--attention", "--text", "\u200b", "--json"], 65, "nothing of the text is read: '\\u200b' has no token"),
     ],
 )
 def test_wrong_options_are_a_line_or_two_and_a_code(tiny_model: Path, options: list[str], code: int, says: str) -> None:

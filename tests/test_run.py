@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -411,6 +412,8 @@ def test_a_run_and_a_model_folder_are_opened_and_an_unfinished_run_has_no_result
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     assert Run.open(tmp_path / "model").model == tmp_path / "model"
+    with refused(Exit.NO_INPUT, "model is a model folder, not a run: it has no results"):
+        Run.open(tmp_path / "model").results()
 
 
 def test_the_environment_names_versions_commit_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,3 +422,9 @@ def test_the_environment_names_versions_commit_and_command(monkeypatch: pytest.M
     assert set(place["versions"]) >= {"python", "finetune", "torch", "transformers"}
     assert (place["seed"], place["device"], place["data_sha256"]) == (7, "CPU", {"f": "h"})
     assert place["command"] == "finetune train token=hf_***"
+
+
+def test_the_command_of_a_run_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "seeds=[1,2]", "data.between= a b", "output_dir=runs/it's"]
+    monkeypatch.setattr("sys.argv", ["/bin/finetune", *words])
+    assert shlex.split(environment(7, "CPU", {})["command"]) == ["finetune", *words]

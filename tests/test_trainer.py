@@ -416,6 +416,13 @@ def test_training_stops_when_patience_is_lost_and_the_best_weights_are_loaded(tm
     assert not equal(made.final, made.weights[40])
 
 
+def test_the_last_losses_of_a_training_that_stops_early_are_recorded(tmp_path: Path) -> None:
+    settings = config(num_train_epochs=9.0, early_stopping_patience=2, logging_steps=15)
+    train(tmp_path / "run", settings, scores=[0.5, 0.3, 0.3, 0.4, 0.1])
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in records if "learning_rate" in one] == [15, 30, 40]
+
+
 @pytest.mark.parametrize(
     ("greater", "scores", "best"),
     [

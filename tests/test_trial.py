@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -112,6 +113,21 @@ def test_examples_are_test_rows_with_their_label_and_what_the_baseline_said(labe
         assert other == f"TF-IDF: {cheap[text]}"
 
 
+def test_of_a_text_in_several_rows_every_label_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "config.yaml").write_text("recipe: bert_classification\n")
+    results = {
+        "recipe": "bert_classification", "model": "m", "task": "classification", "baseline": {"name": "TF-IDF (word)"},
+        "scores": {"test": {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9}}},
+        "diagnostics": {"judged_on": "test", "system": "BERT", "rows": {"test": 3}},
+    }  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for name, key, labels in (("test", "gold", ["one", "two", "one"]), ("baseline.test", "predicted", ["one"] * 3)):
+        rows = [json.dumps({"text": "my card", key: label}) + "\n" for label in labels]
+        (tmp_path / "predictions" / f"{name}.jsonl").write_text("".join(rows))
+    assert known(tmp_path).beside == {("my card",): ["in test: one", "in test: two", "TF-IDF: one"]}
+
+
 def test_a_model_folder_says_that_nothing_is_known(labelled: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copytree(labelled / "model", tmp_path / "alone"))
     assert known(alone) == trial.Known("alone", [trial.NOTHING_KNOWN])
@@ -155,6 +171,7 @@ def test_a_text_is_written_as_predict_writes_it_with_a_picture_where_there_is_at
     assert answer.text == predicted(model, "red gold")["predicted"]
     assert answer.probabilities is None
     assert ("<svg" in answer.picture) is looks
+    assert bool(re.search(r'aria-label="[^"]+: \S+ \d+ %', answer.picture)) is looks
     assert "cut at 8" in page.answer(["red " * 9]).notes[0]
 
 

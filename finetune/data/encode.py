@@ -1,6 +1,7 @@
 """Texts as token numbers in flat arrays; what is too long is counted, and cut, refused or split into windows."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -103,6 +104,12 @@ def fit(
         return_overflowing_tokens=window,
     ).encodings
     return found
+
+
+def check_read(pieces: Sequence[Encoding], text: str) -> None:
+    """Raise UserError (65) where a model reads nothing of a text but special tokens."""
+    if all(all(piece.special_tokens_mask) for piece in pieces):
+        raise UserError(Exit.BAD_DATA, f"nothing of the text is read: {text[:60]!r} has no token; give another")
 
 
 def _refuse_unknown(split: Split, unknown: np.ndarray, full: np.ndarray) -> None:

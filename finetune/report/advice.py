@@ -153,7 +153,9 @@ def _lost_languages(found: Evidence) -> Iterator[Advice]:
     """Name the languages in which the cheap system is better."""
     lost = [code for code, one in found.results.get("comparisons", {}).items() if one["verdict"] == "worse"]
     if lost:
-        name = short(found.results["baseline"]["name"])
+        # By language a classifier stands beside TF-IDF, which comes first, whichever baseline is the strongest.
+        cheap = found.results["baselines"][0] if "matrix" in found.results else found.results["baseline"]
+        name = short(cheap["name"])
         told = "; ".join(f"{code}: {difference(found.results['comparisons'][code])}" for code in lost)
         yield Advice(f"Use {name} for {', '.join(lost)}", f"it is better there ({told}).")
 

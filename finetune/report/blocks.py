@@ -24,11 +24,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Image:
-    """An SVG file of a run; as an image it can do nothing but be looked at."""
+    """An SVG file of a run, with what stands below it; as an image it can only be looked at, or told (`alt`)."""
 
     kind: ClassVar[str] = "image"
     svg: str
     told: str
+    alt: str
 
 
 Marks = Sequence[tuple[str, float]]  # pieces of a text, each with how much it speaks for something: -1 to 1, 0: nothing

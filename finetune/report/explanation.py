@@ -1,5 +1,6 @@
 """What `finetune explain` prints; where a writer looked as a person sees it: picture, lines in the terminal, JSON."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Shown:
 def draw(found: Explanation, path: Path) -> str | None:
     """Write the picture; return what it leaves out of a long pair, None where it shows all."""
     figure, left_out = drawn(found)
-    pictures.save(figure, path)
+    pictures.save(figure, path, in_words(found))
     return left_out and f"{left_out}; --json has all"
 
 
@@ -60,6 +61,14 @@ def drawn(found: Explanation) -> tuple["Figure", str | None]:
     if rows < len(found.target_tokens):
         left_out.append(f"the first {rows} of {len(found.target_tokens)} target tokens")
     return figure, f"the picture shows {' and '.join(left_out)}" if left_out else None
+
+
+def in_words(found: Explanation) -> str:
+    """Return what each token looked at most, as far as a picture goes down, for those who cannot see it."""
+    names, rows = _told_apart(found.source_tokens), zip(found.target_tokens, found.weights, strict=True)
+    return "; ".join(
+        f"{token}: {_looked_at(names, weights, WIDTH)}" for token, weights in itertools.islice(rows, DRAWN_TOKENS)
+    )
 
 
 def explanation_lines(found: Explanation, picture: Path) -> list[str]:

@@ -146,7 +146,7 @@ def read(run: Run) -> Ended:
         rows=chosen.read_predictions(judged),
         beside=stored(baseline),
         written=stored(written),
-        explained=chosen.explanations(),
+        explained=run.explanations() | chosen.explanations(),
         judging=judging_of(results),
         folder=str(run.folder),
     )
@@ -264,8 +264,9 @@ def _first_picture(found: Ended) -> blocks.Picture:
     if "matrix" in found.results:
         system = short(found.told["system"])
         groups = {code: {system: score_of(of[metric])} for code, of in found.results["languages"].items()}
-        for code, of in found.results.get("baseline", {}).get("languages", {}).items():
-            groups[code][short(found.results["baseline"]["name"])] = score_of(of[metric])
+        for cheap in found.results.get("baselines", [])[:1]:  # TF-IDF, of which the verdict in each language speaks
+            for code, of in cheap["languages"].items():
+                groups[code][short(cheap["name"])] = score_of(of[metric])
         caption = f"{metric} in each test language, with 95 % intervals"
     else:
         scores = {name: score_of(of[metric]) for name, of in sections.systems(found).items() if metric in of}

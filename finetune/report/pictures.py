@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape, quoteattr, unescape
 
 import numpy as np
 
@@ -121,6 +121,12 @@ def inline(figure: "Figure", description: str) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{PIXELS * width:.0f}"'
     told = quoteattr(printable(description))
     return f'<svg role="img" aria-label={told} {size}>\n{text}'
+
+
+def description(svg: str) -> str:
+    """Return what a stored SVG says of itself: its `desc`, else its title, else nothing."""
+    found = re.search(r"<desc>([^<]*)</desc>", svg) or re.search(r"<title>([^<]*)</title>", svg)
+    return unescape(found[1]).strip() if found else ""
 
 
 def intervals(

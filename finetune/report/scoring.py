@@ -61,7 +61,8 @@ def mattered(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return for the worst errors on a split, by id, what mattered most for the wrong decision, the strongest first.
 
-    Words by integrated gradients of few steps, or the features of TF-IDF: [{"word", "share"}]. `config` is the run's.
+    Words by integrated gradients of few steps, or the features of TF-IDF: [{"word", "share"}]. A share above 0 spoke
+    for the decision: against the label, where a label was wrongly left out. `config` is the run's.
     """
     rows, labels, _ = evaluation.worst_decisions(predictions)
     if not len(rows):
@@ -74,7 +75,11 @@ def mattered(
         reading = _reading(parts, config)
         found = processes.by_main(lambda: attribution.of_errors(parts, worst, labels.tolist(), reading))
         told = [[(word.place.text, word.gradients) for word in words] for words in found]
-    shown = ([{"word": word, "share": float(f"{share:.4g}")} for word, share in each] for each in told)
+    left_out = predictions.predicted[rows, labels] == 0 if predictions.multi_label else np.zeros(len(rows), dtype=bool)
+    shown = (
+        [{"word": word, "share": float(f"{-share if without else share:.4g}")} for word, share in each]
+        for each, without in zip(told, left_out, strict=False)
+    )
     return dict(zip(worst.ids(), shown, strict=False))
 
 

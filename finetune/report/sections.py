@@ -18,7 +18,7 @@ from finetune.report.matrix import NONE, grid, table, verdict_sentence
 from finetune.report.pictures import Series
 from finetune.report.results import Judging
 from finetune.report.summaries import FIGURES, bertscore_text
-from finetune.report.text import oracle_extract_text
+from finetune.report.text import again, oracle_extract_text
 from finetune.report.writing import TOLD
 from finetune.terminal import count, difference, duration, is_percentage, p_value, shown
 from finetune.text_evaluation import TASKS
@@ -355,7 +355,8 @@ def _texts(found: Ended) -> Iterator[Any]:
 def _explained(found: Ended) -> Iterator[Any]:
     for name, svg in found.explained.items():
         told = "One word in several contexts" if name.startswith("word-") else "Where the model looked"
-        yield Image(svg, f"{told} (finetune explain, {name})")
+        caption = f"{told} (finetune explain, {name})"
+        yield Image(svg, caption, pictures.description(svg) or caption)
 
 
 def _errors(found: Ended) -> Iterator[Any]:
@@ -457,7 +458,7 @@ def _made(found: Ended) -> Iterator[Any]:
     place = found.environment
     if place:
         yield Code("The command that made it", place["command"])
-    yield Code("The same again", f"finetune train --config {found.folder}/config.yaml output_dir=...")
+    yield Code("The same again", again(found.folder))
     told, seconds = found.told, found.results["seconds"]
     facts = [("model", str(found.results["model"]))]
     facts += [(f"licence of the {what}", named) for what, named in licences(found.config, place).items()]

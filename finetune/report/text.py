@@ -1,5 +1,6 @@
 """Results as the sentences that a person reads in the terminal and on the model card."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,9 +49,13 @@ def results_lines(results: Mapping[str, Any], folder: str) -> list[str]:
     for number, error in enumerate(errors[:SHOWN_ERRORS]):
         head = "errors" if number == 0 else ""
         lines.append(line(head, _error(error)))
-    again = f"again: finetune train --config {folder}/config.yaml output_dir=..."
-    lines.append(line("saved", f"{folder} · report: {folder}/report.html\n{again}"))
+    lines.append(line("saved", f"{folder} · report: {folder}/report.html\nagain: {again(folder)}"))
     return lines
+
+
+def again(folder: str) -> str:
+    """Return the command that trains a run anew, as a shell reads it."""
+    return f"finetune train --config {shlex.quote(f'{folder}/config.yaml')} output_dir=..."
 
 
 def verdict_text(results: Mapping[str, Any]) -> str:
