@@ -417,6 +417,7 @@ def test_wrong_options_are_a_line_or_two_and_a_code(folder: Path, options: list[
 
 def test_a_run_of_single_texts_reads_no_second_ones(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("recipe: tfidf_baseline\n")
+    (tmp_path / "model").mkdir()
     outcome = call("explain", tmp_path, "--text", TEXT, "--text-pair", TEXT)
     assert outcome.code == 2
     assert outcome.err == f"error: --text-pair: {tmp_path} was trained on single texts; leave it out\n"

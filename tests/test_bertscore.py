@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,8 @@ def meter(tiny_model: Path) -> Meter:
 
 
 def row_scores(meter: Meter, texts: list[str], references: list[list[str]]) -> np.ndarray:
-    return bertscore.row_scores(meter, [texts], references)[0][0]
+    found: np.ndarray = bertscore.row_scores(meter, [texts], references)[0][0]
+    return found
 
 
 def test_the_similarity_of_some_vectors_by_hand() -> None:
@@ -102,7 +105,12 @@ def test_figures_have_intervals_and_name_their_model(meter: Meter, tiny_model: P
 def test_a_text_of_several_is_read_once(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     vectors = bertscore._vectors
-    monkeypatch.setattr(bertscore, "_vectors", lambda meter, texts: read.extend(texts) or vectors(meter, texts))
+
+    def told(meter: Meter, texts: Sequence[str]) -> Any:
+        read.extend(texts)
+        return vectors(meter, texts)
+
+    monkeypatch.setattr(bertscore, "_vectors", told)
     own, other = (TextPredictions([*"abcd"], TEXTS, REFERENCES, texts) for texts in (TEXTS, ["b", *TEXTS[1:]]))
     meter.judged(own, ("other", other))
     assert sorted(read) == sorted({*TEXTS, "b", *(text for several in REFERENCES for text in several)})

@@ -83,7 +83,12 @@ def test_texts_of_several_writers_are_looked_up_in_training_texts_that_are_read_
     sides = {"own": ["a two three four", "red cat"], "human": ["one two three four five six seven eight", "dog"]}
     alone = {name: quality(texts, train) for name, texts in sides.items()}
     read: list[str] = []
-    monkeypatch.setattr(text_quality, "words", lambda text: read.append(text) or words(text))
+
+    def told(text: str) -> list[str]:
+        read.append(text)
+        return words(text)
+
+    monkeypatch.setattr(text_quality, "words", told)
     assert text_quality.qualities(sides, train) == alone
     assert all(read.count(text) == 1 for text in train)
     assert "copied_8" not in text_quality.qualities(sides)["own"]

@@ -46,7 +46,12 @@ def test_summaries_are_described_beside_the_first_references_and_the_extract_of_
 
 def test_the_training_texts_are_cut_into_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(text_quality, "words", lambda text: read.append(text) or words(text))
+
+    def told(text: str) -> list[str]:
+        read.append(text)
+        return words(text)
+
+    monkeypatch.setattr(text_quality, "words", told)
     text_results.of_summaries(summaries(), ["a cat sleeps in rome"], TASKS["summarization"])
     assert read.count("a cat sleeps in rome") == 1
 
