@@ -104,9 +104,7 @@ def self_bleu(texts: Sequence[str]) -> float:
     return float(np.mean(scores))
 
 
-def copying(
-    sides: Sequence[Sequence[Sequence[str]]], train: Sequence[Sequence[str]]
-) -> list[dict[str, float]]:  # fmt: skip
+def copying(sides: Sequence[Sequence[Sequence[str]]], train: Sequence[Sequence[str]]) -> list[dict[str, float]]:
     """Return copied_8, longest_copied and mean_longest_copied of each side's texts; a text is a list of words."""
     runs = iter(_longest_runs([one for said in sides for one in said], train))
     return [_copied(said, [next(runs) for _ in said]) for said in sides]

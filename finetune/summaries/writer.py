@@ -249,9 +249,7 @@ def write(writer: Writer, split: Split, on_long: OnLong, config: GenerationConfi
     framed = [writer.source.around(shorten(row, room, on_long)) for row in coded]
     written = generation.write_rows(writer.pen, framed, config, seed)
     texts_of = [[text.strip() for text in several] for several in written.texts]
-    return replace(
-        written, texts=texts_of, seconds=time.perf_counter() - started, cut=len(long), left_long=left
-    )  # fmt: skip
+    return replace(written, texts=texts_of, seconds=time.perf_counter() - started, cut=len(long), left_long=left)
 
 
 def _merged(writer: Writer, texts: Sequence[str], config: GenerationConfig, seed: int) -> list[str]:
