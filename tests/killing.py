@@ -109,8 +109,8 @@ def language_model(folder: Path) -> Case:
     network = ("network.hidden_size=32", "network.num_hidden_layers=1", "network.num_attention_heads=2")
     loop = ("train.num_train_epochs=6", "train.save_steps=1", "train.logging_steps=2", "train.max_tokens_per_batch=512")
     place = ("baseline=none", "train.mixed_precision=no", "train.use_cpu=true", "max_length=32")
-    words = "vocabulary.vocab_size=280"
-    return Case(folder, ("gpt2_pretraining",), files, (*network, *loop, *place, words))
+    words = ("vocabulary.vocab_size=280", "generation.max_new_tokens=8")
+    return Case(folder, ("gpt2_pretraining",), files, (*network, *loop, *place, *words))
 
 
 def start(case: Case, limits: Mapping[int, int] | None = None) -> "subprocess.Popen[str]":

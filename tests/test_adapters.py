@@ -349,7 +349,7 @@ def test_without_peft_it_says_what_to_install(tiny_model: Path) -> None:
     assert "finetune-recipes[adapters]" in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("none", 3e-4), ("lora", 9e-3), ("dora", 9e-3), ("ia3", 1e-2)])
+@pytest.mark.parametrize(("kind", "rate"), [("none", 3e-4), ("lora", 3e-3), ("dora", 3e-3), ("ia3", 1e-2)])
 def test_an_adapter_learns_at_a_higher_rate(kind: str, rate: float, tiny_model: Path) -> None:
     parts = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted(kind))
     assert classifier.resolve(parts, TrainConfig(), rows=100).learning_rate == pytest.approx(rate)
@@ -430,7 +430,8 @@ def merged(run: Path, *options: object) -> Path:
 def test_generation_with_an_adapter(tiny_gpt2: Path, tmp_path: Path) -> None:
     text = write_mono(tmp_path, "en", 40)
     files = (f"data.train={text}", f"data.validation={text}", f"data.test={text}", "baseline=none", "samples=0")
-    run = trained("gpt2_generation", tmp_path, *files, f"model={tiny_gpt2}", "max_length=32")
+    brief = ("max_length=32", "generation.max_new_tokens=8")
+    run = trained("gpt2_generation", tmp_path, *files, f"model={tiny_gpt2}", *brief)
     one = done("generate", run, "--prompt", "ba", "--seed", "1", "--max-new-tokens", "5", "--json").json
     assert len(one["texts"]) == 1
     output = merged(run)
@@ -451,6 +452,7 @@ def test_pretraining_of_gpt2_goes_on_with_an_adapter_and_not_from_random_weights
         "baseline=none",
         "samples=0",
         "max_length=32",
+        "generation.max_new_tokens=8",
     )
     merged(trained("gpt2_pretraining", tmp_path, *files, f"model={tiny_gpt2}"))
     refused = call("train", "gpt2_pretraining", *files, "adapter=lora", f"output_dir={tmp_path / 'no'}")
@@ -513,7 +515,7 @@ def test_a_model_of_the_project_goes_on_with_an_adapter(architecture: str, tmp_p
     done("train", "seq2seq", *files, *shape, *loop, f"output_dir={tmp_path / 'base'}")
     model = tmp_path / "base" / "model"
     run = trained("seq2seq", tmp_path, *files, f"model={model}")
-    assert "learning_rate=0.01 (auto)" in (run / "train.log").read_text()
+    assert "learning_rate=0.003 (auto)" in (run / "train.log").read_text()
     question = ("--input", tmp_path / "test.jsonl", "--source-column", "text", "--json")
     written = [row["predicted"] for row in done("predict", run, *question).json]
     assert written == [row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")]
