@@ -108,8 +108,8 @@ def test_the_same_documents_in_another_order_are_paired_by_their_ids() -> None:
     assert compare_all({"one": ([good], [moved])}) == compare_all({"one": ([good], [bad])})
     with pytest.raises(UserError, match="only one of the two systems has a prediction for id 29"):
         compare(good, made(nats[:29]))
-    alike = [dataclasses.replace(one, ids=["a"] * 30) for one in (good, bad)]  # paired as they stand
-    assert compare(*alike) == compare(good, bad)
+    one, two = (dataclasses.replace(found, ids=["a"] * 30) for found in (good, bad))  # paired as they stand
+    assert compare(one, two) == compare(good, bad)
 
 
 def test_several_seeds_are_scored_by_their_mean() -> None:
