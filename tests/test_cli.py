@@ -85,7 +85,7 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}, "languages": {}}
     )
-    monkeypatch.setattr(commands, "generate", lambda *given: [{"prompt": "a", "texts": [" b"]}])
+    monkeypatch.setattr(commands, "generate", lambda *given: [{"prompt": "a", "between": "", "texts": [" b"]}])
     monkeypatch.setattr(commands, "quality", lambda *given: {"figures": {}})
     found = {"languages": {}, "comparisons": {}, "diagnostics": {"system": "", "trained_on": "", "consistency": {}}}
     monkeypatch.setattr(commands, "crosslingual", lambda *given, **named: found)
