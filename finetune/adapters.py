@@ -50,7 +50,8 @@ MOST_NAMES = 6  # layers that are told one by one
 # Times the rate for all weights. LoRA's authors have 5e-4 (Hu et al. 2022, appendix D) where 2e-5 is usual for all of
 # them (Devlin et al. 2019, appendix A.3). Measured with minilm on the 420 English rows of data/tickets, macro-F1 on
 # validation, best of three epochs (42 updates): LoRA times 5, 10, 30, 100 has 0.16, 0.18, 0.44, 0.68, IA3 times 30, 100
-# has 0.15, 0.46; rates above 1e-2 were not tried.
+# has 0.15, 0.46; rates above 1e-2 were not tried. On banking77, 2,547 updates, LoRA of rank 8 has 0.844 with 6e-3 and
+# 0.888 with 3e-3 after five epochs of nine; of rank 2 the test accuracy is 0.912 and 0.904.
 AUTO_RATES = {"LORA": (30.0, 3e-3), "IA3": (100.0, 1e-2)}  # times the rate of all weights, at most
 TOLERANCE = 1e-4  # of a probability, between a model with its adapter and the merged one, in fp32
 BYTES_OF_TRAINED = 16  # fp32 weight, gradient, and AdamW's two moments
