@@ -256,7 +256,7 @@ def generate(
     settings = config.generation
     if isinstance(prompts, str):
         split = _read("input", prompts, dataclasses.replace(config.data, on_empty="error"), gold=False)
-        prompts = split.sources() if config.data.has_prompts else split.texts()
+        prompts = routes.asked_of(split, config.data)
     for prompt in prompts:
         _check_encoding("--prompt", prompt)
     if tell is not None and (len(prompts) > 1 or settings.num_return_sequences > 1 or settings.num_beams > 1):
@@ -265,11 +265,13 @@ def generate(
         needs = "give one prompt, --num-return-sequences 1 and --num-beams 1"
         raise UserError(Exit.USAGE, f"--stream shows one text as it is written, and not {had}\n{needs}")
     written = writing.go_on(folder, config, prompts, tell)
-    between = config.data.between if config.data.has_prompts else ""
     return [
-        {"prompt": prompt, "between": between, "seed": config.seed, "texts": texts, "seconds": written.seconds}
+        {
+            "prompt": prompt, "between": config.data.after(prompt), "seed": config.seed, "texts": texts,
+            "seconds": written.seconds,
+        }
         for prompt, texts in zip(prompts, written.texts, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def quality(run: str, texts: Sequence[str]) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class Written:
             seconds=sum(part.seconds for part in parts),
             cut=sum(part.cut for part in parts),
             cache_bytes=max((part.cache_bytes for part in parts), default=0),
+            left_long=sum(part.left_long for part in parts),
         )
 
     @property
@@ -351,18 +352,18 @@ class _Rules:
         config = self.config
         logits = logits.float()
         seen = torch.where(history == NOTHING, history[:, -1:], history)
-        end = slice(self.end, self.end + 1)  # to end repeats nothing, though the token may stand before every prompt
+        # To end repeats nothing, though the token may stand before every prompt: what it had it keeps.
         if config.repetition_penalty != 1:
-            kept = logits[:, end]
+            kept = logits[:, self.end]
             logits = penalise_repetition(logits, seen, config.repetition_penalty)
-            logits[:, end] = kept
+            logits[:, self.end] = kept
         scores = logits.log_softmax(dim=1)
         if config.no_repeat_ngram_size:
-            kept = scores[:, end].clone()
+            kept = scores[:, self.end].clone()
             # A single token is forbidden by its number, which NOTHING has not; a longer n-gram never holds it in full.
             single = config.no_repeat_ngram_size == 1
             forbid_repeated_ngrams(scores, seen if single else history, config.no_repeat_ngram_size)
-            scores[:, end] = kept
+            scores[:, self.end] = kept
         if written < config.min_new_tokens:
             scores[:, self.end] = -math.inf
         nothing = scores.amax(dim=1) == -math.inf  # repetition forbids all

@@ -92,5 +92,5 @@ def evaluate(config: Config, run: Run, data: Split) -> Tally:
 
 def predict(config: Config, run: Run, inputs: Split) -> list[dict[str, Any]]:
     """Go on from each text, or write the completion of each prompt: one row each, in order."""
-    given = inputs.sources() if config.data.has_prompts else inputs.texts()
+    given = routes.asked_of(inputs, config.data)
     return predicted_rows(inputs.ids(), given, writing.go_on(run, config, given))

@@ -170,6 +170,7 @@ def test_completions_are_learnt_and_written(completing_run: Ended, tmp_path: Pat
     assert set(answer) == {"prompt", "between", "seed", "texts", "seconds"}
     assert answer["prompt"] + answer["between"] == "river\n"
     assert done("generate", folder, "--prompt", "river").out == f"river\n{ANSWERS['river']}\n"
+    assert done("generate", folder, "--prompt", "", "--json").json["between"] == ""  # nor is anything read there
     plain = done("generate", folder / "model", "--prompt", "river", "--temperature", 0, "--json").json
     assert plain["texts"] == [ANSWERS["river"]]
 

@@ -63,8 +63,12 @@ class TextDataConfig(DataRules, TextColumns):
 
     @property
     def between(self) -> str:
-        """Return what stands between a prompt and its completion."""
-        return unescaped(self.separator)
+        """Return what stands between a prompt and its completion; nothing where there are no prompts."""
+        return unescaped(self.separator) if self.has_prompts else ""
+
+    def after(self, prompt: str) -> str:
+        """Return what stands between a prompt and what is written; nothing after an empty one, which begins a text."""
+        return self.between if prompt else ""
 
 
 def read_split(name: str, files: str | list[str], config: TextDataConfig, *, completed: bool = True) -> Split:

@@ -135,9 +135,14 @@ def texts_of(split: Split, data: TextDataConfig) -> list[str]:
     return [*split.sources(), *split.targets()] if data.has_prompts else split.texts()
 
 
+def asked_of(split: Split, data: TextDataConfig) -> list[str]:
+    """Return the texts that are gone on from, prompts or beginnings, as they stand in the data."""
+    return split.sources() if data.has_prompts else split.texts()
+
+
 def prompts_of(split: Split, data: TextDataConfig) -> list[str]:
-    """Return the texts that are gone on from; a prompt is followed by what stands before a completion."""
-    return [text + data.between for text in split.sources()] if data.has_prompts else split.texts()
+    """Return the same as a model reads them: a prompt is followed by what stands before a completion."""
+    return [text + data.between for text in asked_of(split, data)]
 
 
 def material(splits: Mapping[str, Split], encoder: TextEncoder, reading: Reading) -> Material:
@@ -205,7 +210,7 @@ def completions(split: Split, encoder: TextEncoder, reading: Reading) -> Complet
     Raises UserError (65) for a long row under on_long=error, or where skip leaves none; a completion that is itself
     longer than a window keeps its length.
     """
-    prompts = encoder.encode([text + reading.data.between for text in split.sources()])
+    prompts = encoder.encode(prompts_of(split, reading.data))
     rows, first, kept, long, alone = [], [], [], 0, 0
     for row, (prompt, completion) in enumerate(zip(prompts, encoder.encode(split.targets()), strict=True)):
         size = 1 + len(prompt) + len(completion)  # what is read: all but the last end
@@ -262,9 +267,10 @@ def affordable(texts: Sequence[str]) -> tuple[Sequence[str], float]:
     seen = size = 0
     kept = []
     for part in ngrams.parts(texts):
-        seen += _bytes(part)
-        if (size + _bytes(part)) * total <= seen * MOST_BASELINE_BYTES:
-            size += _bytes(part)
+        own = _bytes(part)
+        seen += own
+        if (size + own) * total <= seen * MOST_BASELINE_BYTES:
+            size += own
             kept.append(part)
     return kept, size / total
 

@@ -41,9 +41,7 @@ def go_on(run: Run, config: Any, prompts: Sequence[str], tell: Callable[[str], N
     if config.generation.dtype == "bfloat16" and (warning := hardware.choose_precision("bf16", use_cpu=False).warning):
         run.say("warning", warning)
     start = run.loaded(load_trained)
-    completes = config.data.has_prompts
-    after = config.data.between if completes else ""
-    given = [prompt + after if prompt else "" for prompt in prompts]
+    given, completes = [prompt + config.data.after(prompt) for prompt in prompts], config.data.has_prompts
     written = generation.write(start, given, config.generation, config.seed, tell, completes=completes)
     say_written(run, written, config.generation.max_new_tokens)
     return written
