@@ -70,7 +70,7 @@ def train(
 
     if launch.is_wanted(processes, max_restarts):
         raise typer.Exit(launch.launch(processes or 1, max_restarts, sys.argv[1:]))
-    from finetune import commands
+    from finetune.commands import training
     from finetune.processes import is_main, join, leave
 
     join()
@@ -78,8 +78,8 @@ def train(
     if recipe is not None and "=" in recipe:  # no recipe given: it comes from --config
         overrides, recipe = [recipe, *overrides], None
     restarts = max_restarts > 0 or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    options = commands.TrainOptions(resume=resume, overwrite=overwrite, dry_run=dry_run, restarts=restarts)
-    results = commands.train(recipe, overrides, config, options)
+    options = training.TrainOptions(resume=resume, overwrite=overwrite, dry_run=dry_run, restarts=restarts)
+    results = training.train(recipe, overrides, config, options)
     if is_main():
         _print_results(results, as_json)
     leave()
@@ -98,10 +98,10 @@ def baseline(
     finetune baseline data.train=train.csv data.test=test.csv output_dir=runs/b
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune.commands import training
 
-    options = commands.TrainOptions(overwrite=overwrite)
-    _print_results(commands.train("tfidf_baseline", list(settings or []), config, options), as_json)
+    options = training.TrainOptions(overwrite=overwrite)
+    _print_results(training.train("tfidf_baseline", list(settings or []), config, options), as_json)
 
 
 @app.command()
@@ -128,7 +128,8 @@ def evaluate(
     finetune evaluate runs/x --data other.csv --json
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import scoring
     from finetune.report.text import spoken_lines
 
     reading = _reading(
@@ -136,7 +137,7 @@ def evaluate(
         source_column=source_column, target_column=target_column, id_column=id_column, encoding=encoding,
         delimiter=delimiter, on_empty=on_empty,
     )  # fmt: skip
-    found = commands.evaluate(run, data, drop_leaked=drop_leaked, reading=reading)
+    found = scoring.evaluate(run, data, drop_leaked=drop_leaked, reading=reading)
     if as_json:
         return _print_json(found["scores"])
     left_out = f", {found['left_out']} left out (in train)" if drop_leaked else ""
@@ -169,7 +170,7 @@ def crosslingual(
     finetune crosslingual runs/x --data 'y/{language}.test.csv' --languages pt,hi
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune.commands import scoring
     from finetune.report.matrix import elsewhere_lines
 
     reading = _reading(
@@ -178,7 +179,7 @@ def crosslingual(
     )  # fmt: skip
     codes = None if languages is None else [code.strip() for code in languages.split(",") if code.strip()]
     _check_page(report)
-    found = commands.crosslingual(run, data, codes, reading=reading, report=report)
+    found = scoring.crosslingual(run, data, codes, reading=reading, report=report)
     if as_json:
         return _print_json({name: found[name] for name in ("languages", "comparisons")})
     for text in elsewhere_lines(found):
@@ -209,7 +210,8 @@ def predict(
     finetune predict runs/translation --input new.jsonl --beam-size 5 --output out.jsonl
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import scoring
     from finetune.run import write_atomic
 
     if input is None and sys.stdin.isatty():
@@ -221,7 +223,7 @@ def predict(
         id_column=id_column, encoding=encoding, delimiter=delimiter,
     )  # fmt: skip
     given = input if input is not None else iter(sys.stdin)
-    rows = commands.predict(run, given, reading=reading, beams=beam_size, texts=n_best)
+    rows = scoring.predict(run, given, reading=reading, beams=beam_size, texts=n_best)
     if output is not None:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         write_atomic(Path(output), "".join(lines).encode())
@@ -271,7 +273,8 @@ def generate(
     finetune generate runs/g --input prompts.txt --temperature 0
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import generating
     from finetune.config import unescaped
 
     prompts = input if prompt is None else prompt
@@ -290,11 +293,11 @@ def generate(
         ends = [unescaped(text) for text in stop]
         reading.append(f"generation.stop_strings={json.dumps(ends, ensure_ascii=False)}")
     reading += [] if seed is None else [f"seed={seed}"]
-    found = commands.generate(run, prompts, reading, _print_piece if stream else None)
+    found = generating.generate(run, prompts, reading, _print_piece if stream else None)
     texts = [text for row in found for text in row["texts"]]
     if as_json:
         rows = found[0] if len(found) == 1 and prompt is not None else found
-        return _print_json({"generated": found, "quality": commands.quality(run, texts)} if quality else rows)
+        return _print_json({"generated": found, "quality": generating.quality(run, texts)} if quality else rows)
     if stream:
         _print("")
     else:
@@ -302,7 +305,7 @@ def generate(
     if quality:
         from finetune.report.writing import figures_lines
 
-        for number, text in enumerate(figures_lines(commands.quality(run, texts)["figures"])):
+        for number, text in enumerate(figures_lines(generating.quality(run, texts)["figures"])):
             _print(terminal.line("" if number else "quality", text))
     return None
 
@@ -347,7 +350,8 @@ def explain(
     finetune explain minilm --word bank --contexts contexts.txt
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import explaining
 
     texts, pairs = list(text or []), list(text_pair or [])
     reading = _reading(
@@ -370,11 +374,11 @@ def explain(
     if attention:
         if len(texts) != 1:
             raise UserError(Exit.USAGE, "--attention is of one --text")
-        shown = commands.show_attention(run, texts[0], output)
+        shown = explaining.show_attention(run, texts[0], output)
     elif word is not None:
-        shown = commands.show_word(run, word, contexts or texts, layer=layer, output=output)
+        shown = explaining.show_word(run, word, contexts or texts, layer=layer, output=output)
     else:
-        shown = commands.explain(run, commands.Asked(texts, pairs, input, reading, target, label, steps), output)
+        shown = explaining.explain(run, explaining.Asked(texts, pairs, input, reading, target, label, steps), output)
     if as_json:
         return _print_json(shown.json)
     for part in shown.lines(terminal.is_coloured()):
@@ -399,9 +403,10 @@ def playground(
     finetune playground mini-gpt2 --port 8000 --open
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import serving
 
-    served = commands.playground(run, host, port)
+    served = serving.playground(run, host, port)
     _print_json({"url": served.url}) if as_json else _print(terminal.line("page", f"{served.url} · Ctrl-C ends it"))
     sys.stdout.flush()
     if not served.is_private:
@@ -437,18 +442,19 @@ def export(
     finetune export runs/stopped --checkpoint last --output model.safetensors
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import exporting
 
     if checkpoint is not None:
         if output is None or merge or any(given is not None for given in (data, push, private)):
             what = "--checkpoint writes weights as they are, to --output FILE"
             raise UserError(Exit.USAGE, f"{what}; give that, and leave out --merge, --data, --push and who may see it")
-        weights = commands.export_weights(run, output, checkpoint)
+        weights = exporting.export_weights(run, output, checkpoint)
         if as_json:
             return _print_json(weights)
         return _print(f"written   {output} · update {weights['step']:,} · {terminal.size(weights['bytes'])}")
-    options = commands.ExportOptions(output=output, merge=merge, data=data, push=push, private=private)
-    found = commands.export_model(run, options)
+    options = exporting.ExportOptions(output=output, merge=merge, data=data, push=push, private=private)
+    found = exporting.export_model(run, options)
     if as_json:
         return _print_json(found)
     if merge:
@@ -476,10 +482,11 @@ def report(
     finetune report runs/x --output x.html
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import comparing
 
     _check_page(output, "--output")
-    path = commands.report(run, output=output)
+    path = comparing.report(run, output=output)
     if as_json:
         return _print_json({"report": str(path)})
     return _print(terminal.line("report", str(path)))
@@ -497,11 +504,11 @@ def compare(
     finetune compare runs/x runs/b --report comparison.html
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune.commands import comparing
     from finetune.report.text import comparison_lines
 
     _check_page(report)
-    found = commands.compare(runs, report=report)
+    found = comparing.compare(runs, report=report)
     if as_json:
         return _print_json(found)
     for comparison in found:
@@ -524,9 +531,10 @@ def check(
     _quiet_environment()
     import dataclasses
 
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import checking
 
-    findings = commands.check(list(settings or []))
+    findings = checking.check(list(settings or []))
     if as_json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -545,9 +553,10 @@ def doctor(as_json: Json = False) -> None:
     finetune doctor
     """
     _quiet_environment()
-    from finetune import commands, terminal
+    from finetune import terminal
+    from finetune.commands import checking
 
-    found = commands.doctor()
+    found = checking.doctor()
     if as_json:
         return _print_json(found)
     versions = " · ".join(f"{name} {version}" for name, version in found["versions"].items())
@@ -583,18 +592,18 @@ def demo(
     finetune demo generation             mini-gpt2 goes on with stories, beside n-grams
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune.commands import training
 
-    kind, folder = (what, output_dir) if what in commands.DEMOS else ("languages", output_dir or what)
-    if kind != what and (output_dir is not None or did_you_mean(what, commands.DEMOS)):
-        advice = f"known are {', '.join(commands.DEMOS)}; a folder of that name is ./{what}"
-        raise UserError(Exit.USAGE, f"no demo {what}{did_you_mean(what, commands.DEMOS)} ({advice})")
+    kind, folder = (what, output_dir) if what in training.DEMOS else ("languages", output_dir or what)
+    if kind != what and (output_dir is not None or did_you_mean(what, training.DEMOS)):
+        advice = f"known are {', '.join(training.DEMOS)}; a folder of that name is ./{what}"
+        raise UserError(Exit.USAGE, f"no demo {what}{did_you_mean(what, training.DEMOS)} ({advice})")
     if folder is None:
         folder = "runs/demo" if kind == "languages" else f"runs/demo-{kind}"
-    results = commands.demo(folder, commands.TrainOptions(resume=resume, overwrite=overwrite), kind)
+    results = training.demo(folder, training.TrainOptions(resume=resume, overwrite=overwrite), kind)
     _print_results(results, as_json)
     if not as_json and "scores" in results:
-        for text in commands.examples(folder, results):
+        for text in training.examples(folder, results):
             _print(text)
 
 
@@ -630,10 +639,10 @@ def recipes_show(name: Annotated[str, typer.Argument(help="recipe")], as_json: J
     finetune recipes show bert_classification
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune.commands import runs
     from finetune.config import settings
 
-    found = settings(commands.recipe_module(name).Config)
+    found = settings(runs.recipe_module(name).Config)
     if as_json:
         rows = [{"key": s.path, "type": s.type_name, "default": s.default, "help": s.help} for s in found]
         return _print_json(rows)
@@ -652,10 +661,10 @@ def recipes_schema(name: Annotated[str, typer.Argument(help="recipe")]) -> None:
     finetune recipes schema bert_classification > bert_classification.schema.json
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune.commands import runs
     from finetune.config import json_schema
 
-    _print_json(json_schema(commands.recipe_module(name).Config))
+    _print_json(json_schema(runs.recipe_module(name).Config))
 
 
 @recipes_app.command("copy")
@@ -669,9 +678,9 @@ def recipes_copy(
     finetune recipes copy bert_classification my_recipe.py
     """
     _quiet_environment()
-    from finetune import commands
+    from finetune.commands import runs
 
-    _print(str(commands.copy_recipe(name, target)))
+    _print(str(runs.copy_recipe(name, target)))
 
 
 def main() -> NoReturn:

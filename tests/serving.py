@@ -38,11 +38,12 @@ def main() -> None:
     socket.getaddrinfo = watched(socket.getaddrinfo, 0)
     for name in ("connect", "connect_ex"):
         setattr(socket.socket, name, watched(getattr(socket.socket, name), 1))
-    from finetune import cli, commands
+    from finetune import cli
+    from finetune.commands import serving
 
     note, *others, last = sys.argv[1:]
     for run in others:
-        served = commands.playground(run, port=0)
+        served = serving.playground(run, port=0)
         threading.Thread(target=served.run, daemon=True).start()
         sys.stdout.write(json.dumps({"url": served.url}) + "\n")
     sys.stdout.flush()

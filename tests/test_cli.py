@@ -17,7 +17,8 @@ import pytest
 from calling import FAST, call, done, private_cache, spawn, toy_files, train_toy
 from pydantic import TypeAdapter
 
-from finetune import cli, commands, launch
+from finetune import cli, launch
+from finetune.commands import checking, comparing, explaining, exporting, generating, runs, scoring, serving, training
 from finetune.config import load, read_yaml, settings
 from finetune.report.explanation import Shown
 from recipes import RECIPES, bert_classification
@@ -78,23 +79,25 @@ def test_every_documented_command_line_is_accepted(monkeypatch: pytest.MonkeyPat
 
         return noted
 
-    for name in ("train", "evaluate", "predict", "compare", "check", "demo"):
-        monkeypatch.setattr(commands, name, note(name))
+    noted = {training: ("train", "demo"), scoring: ("predict",), comparing: ("compare",), checking: ("check",)}
+    for room, names in noted.items():
+        for name in names:
+            monkeypatch.setattr(room, name, note(name))
     for name in ("explain", "show_attention", "show_word"):
-        monkeypatch.setattr(commands, name, lambda *given, **named: Shown({}, lambda coloured: []))
+        monkeypatch.setattr(explaining, name, lambda *given, **named: Shown({}, lambda coloured: []))
     monkeypatch.setattr(
-        commands, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}, "languages": {}}
+        scoring, "evaluate", lambda *given, **named: {"rows": 1, "left_out": 0, "scores": {}, "languages": {}}
     )
-    monkeypatch.setattr(commands, "generate", lambda *given: [{"prompt": "a", "between": "", "texts": [" b"]}])
-    monkeypatch.setattr(commands, "quality", lambda *given: {"figures": {}})
+    monkeypatch.setattr(generating, "generate", lambda *given: [{"prompt": "a", "between": "", "texts": [" b"]}])
+    monkeypatch.setattr(generating, "quality", lambda *given: {"figures": {}})
     found = {"languages": {}, "comparisons": {}, "diagnostics": {"system": "", "trained_on": "", "consistency": {}}}
-    monkeypatch.setattr(commands, "crosslingual", lambda *given, **named: found)
+    monkeypatch.setattr(scoring, "crosslingual", lambda *given, **named: found)
     merged = {"rows": 1, "largest_difference": 0.0, "tolerance": 1e-4, "bytes": 1, "private": True, "address": ""}
-    monkeypatch.setattr(commands, "export_model", lambda *given, **named: merged)
-    monkeypatch.setattr(commands, "export_weights", lambda *given: {"step": 1, "bytes": 1})
-    monkeypatch.setattr(commands, "report", lambda *given, **named: Path("a.html"))
+    monkeypatch.setattr(exporting, "export_model", lambda *given, **named: merged)
+    monkeypatch.setattr(exporting, "export_weights", lambda *given: {"step": 1, "bytes": 1})
+    monkeypatch.setattr(comparing, "report", lambda *given, **named: Path("a.html"))
     served = types.SimpleNamespace(url="http://127.0.0.1/", is_private=True, run=lambda: None)
-    monkeypatch.setattr(commands, "playground", lambda *given: served)
+    monkeypatch.setattr(serving, "playground", lambda *given: served)
     monkeypatch.setattr(webbrowser, "open", lambda address: True)
     launched: list[tuple[int, int]] = []
 
@@ -174,7 +177,7 @@ def test_recipes_list_names_every_recipe() -> None:
 def test_show_prints_every_setting_with_type_default_and_meaning(name: str) -> None:
     shown = done("recipes", "show", name).out
     rows = {row["key"]: row for row in done("recipes", "show", name, "--json").json}
-    leaves = settings(commands.recipe_module(name).Config)
+    leaves = settings(runs.recipe_module(name).Config)
     assert list(rows) == [setting.path for setting in leaves]
     for setting in leaves:
         assert len(setting.help) > 5, setting.path
@@ -212,7 +215,7 @@ def test_the_schema_knows_every_setting(name: str) -> None:
                 assert value["description"], key
 
     walk(schema, "")
-    assert found == {"recipe", *(setting.path for setting in settings(commands.recipe_module(name).Config))}
+    assert found == {"recipe", *(setting.path for setting in settings(runs.recipe_module(name).Config))}
 
 
 def test_a_copied_recipe_is_the_recipe_and_runs_as_a_module(tmp_path: Path) -> None:

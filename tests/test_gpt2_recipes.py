@@ -17,12 +17,13 @@ from calling import call, done, private_cache, read_jsonl, sections_of, train_to
 from pretexts import WORDS, sentence
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config, PretrainedConfig
 
-from finetune import commands, generation, hardware, pretrained, text_quality
 from finetune import config as configuration
+from finetune import generation, hardware, pretrained, text_quality
 from finetune.causal import routes
 from finetune.causal.corpus import TextDataConfig, read_split, read_splits
 from finetune.causal.model import ShapeConfig, load_trained
 from finetune.causal.tokenizer import VocabularyConfig
+from finetune.commands import generating, runs
 from finetune.data import shipped as shipping
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig
@@ -206,7 +207,7 @@ def test_texts_are_written_after_training_and_described_beside_human_ones(
     for row in rows:
         assert 0 < len(row["prompt"]) <= len(originals[row["id"]]) / 4
         assert originals[row["id"]].startswith(row["prompt"] + row["human"])
-    train = commands._read("train", str(told_file(folder)), TextDataConfig()).texts()
+    train = runs.read_rows("train", str(told_file(folder)), TextDataConfig()).texts()
     for name, column in (("own", "written"), ("human", "human")):
         expected = text_quality.quality([row[column] for row in rows], train)
         assert {key: told[name][key] for key in expected} == pytest.approx(expected)
@@ -254,7 +255,7 @@ def test_generate_describes_what_it_wrote(pretrained_run: Ended, tmp_path: Path)
     found = done(*given, "--json").json
     (row,), told = found["generated"], found["quality"]
     assert told["texts"] == len(row["texts"]) == 4
-    train = commands._read("train", str(told_file(pretrained_run[0])), TextDataConfig()).texts()
+    train = runs.read_rows("train", str(told_file(pretrained_run[0])), TextDataConfig()).texts()
     assert told["figures"] == pytest.approx(text_quality.quality(row["texts"], train))
     shown = done(*given).out
     assert "\nquality   different pairs" in shown
@@ -270,7 +271,7 @@ def test_quality_goes_without_training_files_that_are_gone_or_damaged(
     def read(name: str, files: object, config: object) -> object:
         raise UserError(code, "train.txt:7 cannot be read\ngive another")
 
-    monkeypatch.setattr(commands, "_read", read)
+    monkeypatch.setattr(generating, "read_rows", read)
     asked = ("generate", pretrained_run[0], "--prompt", "the", "--seed", 1)
     outcome = done(*asked, "--quality")
     warned = [line for line in outcome.err.splitlines() if line.startswith("warning")]
@@ -332,7 +333,7 @@ def test_a_folder_without_a_tokenizer_is_refused(pretrained_run: Ended, texts: P
 )
 def test_a_plain_folder_is_used_by_the_recipe_of_its_class(made_as: str, recipe: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [made_as]}), encoding="utf-8")
-    assert commands._recipe_of(tmp_path) == recipe
+    assert runs.recipe_of(tmp_path) == recipe
 
 
 @pytest.mark.parametrize(("asked", "longest"), [(None, 32), (64, 64)])
@@ -350,7 +351,7 @@ def test_a_shipped_name_is_looked_for_with_what_is_shipped(
         assert name == "checkpoints/mini-gpt2"
         return pretrained_run[0] / "model"
 
-    for module in (commands, pretrained):
+    for module in (runs, pretrained):
         monkeypatch.setattr(module, "shipped", place)
     by_name, by_folder = (
         done("generate", run, "--prompt", "the cat", "--temperature", 0, "--json").json["texts"]
@@ -469,7 +470,7 @@ def test_an_empty_prompt_of_a_file_is_told_though_training_left_empty_rows_out(t
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"text": "the cat"}\n{"text": ""}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"prompts\.jsonl:2") as caught:
-        commands.generate(str(tiny_gpt2), str(path), ["data.on_empty=skip"])
+        generating.generate(str(tiny_gpt2), str(path), ["data.on_empty=skip"])
     assert caught.value.code == Exit.BAD_DATA
 
 
@@ -509,7 +510,7 @@ def test_a_stop_string_of_the_command_line_may_be_a_line_end(monkeypatch: pytest
         given.extend(reading)
         return []
 
-    monkeypatch.setattr(commands, "generate", taken)
+    monkeypatch.setattr(generating, "generate", taken)
     ends = ("--stop", "\\n", "--stop", "a'\"b", "--stop", "\\t|", "--stop", "\\\\n")
     done("generate", "run", "--prompt", "a", *ends, "--seed", 3)
     settings, _ = configuration.load(Config, given)

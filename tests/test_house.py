@@ -44,7 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("finetune.report.*",),
     ("recipes.*", "finetune.export", "finetune.push", "finetune.trial"),
     ("finetune.playground",),
-    ("finetune.commands", "finetune.launch"),
+    ("finetune.commands.*", "finetune.launch"),
     ("finetune.cli",),
     ("finetune.__main__",),
 )

@@ -201,13 +201,14 @@ def test_the_next_free_port_is_taken_where_none_is_asked_for(monkeypatch: pytest
 
 @pytest.mark.parametrize(("host", "private"), [("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)])
 def test_a_page_for_others_is_announced(host: str, private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune import commands, playground
+    from finetune import playground
+    from finetune.commands import serving
 
     def page(run: str, host: str, port: int | None) -> playground.Served:
         taken = playground._take_port(host, 0)
         return playground.Served("http://x/", type("Quiet", (), {"run": lambda self, sockets: None})(), taken)
 
-    monkeypatch.setattr(commands, "playground", page)
+    monkeypatch.setattr(serving, "playground", page)
     outcome = done("playground", "x", "--host", host)
     assert outcome.out == "page      http://x/ · Ctrl-C ends it\n"
     assert ("everybody" in outcome.err) is not private

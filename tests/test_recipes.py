@@ -18,7 +18,8 @@ from conftest import TOPICS, toy_rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune import baselines, classifier, commands, metrics
+from finetune import baselines, classifier, metrics
+from finetune.commands import scoring
 from finetune.config import configclass, field
 from finetune.data.columns import LabelMap
 from finetune.errors import Exit, Interrupted, UserError
@@ -544,7 +545,7 @@ def test_evaluate_leaves_out_empty_rows_only_when_asked_to(trained: Path, tmp_pa
 
 def test_evaluate_can_leave_out_texts_that_stand_in_train(trained: Path, tmp_path: Path) -> None:
     leaky = write_csv(tmp_path / "leaky.csv", [*toy_rows(5, 0), *toy_rows(24, 2)])
-    found = commands.evaluate(str(trained), str(leaky), drop_leaked=True)
+    found = scoring.evaluate(str(trained), str(leaky), drop_leaked=True)
     assert (found["rows"], found["left_out"]) == (24, 5)
     assert found["scores"]["accuracy"] == results_of(trained)["scores"]["test"]["accuracy"]
 

@@ -13,8 +13,9 @@ from calling import call, done
 from safetensors.numpy import load_file
 from transformers import AutoModel
 
-from finetune import commands, pretrained
-from finetune.commands import TrainOptions
+from finetune import pretrained
+from finetune.commands import training
+from finetune.commands.training import TrainOptions
 from finetune.data.shipped import CHECKPOINTS, shipped
 from finetune.errors import Exit, UserError
 from finetune.pretraining.model import sentence_vectors
@@ -69,25 +70,25 @@ def test_a_message_in_another_language_lies_near_its_english_one() -> None:
 
 def shorten(monkeypatch: pytest.MonkeyPatch, *brief: str) -> None:
     """Let demos train with some more settings than they have."""
-    whole = commands.train
+    whole = training.train
 
     def short(recipe: str, settings: list[str], file: str | None, options: TrainOptions) -> dict[str, Any]:
         return whole(recipe, [*settings, "max_steps=2", *brief], file, options)
 
-    monkeypatch.setattr(commands, "train", short)
+    monkeypatch.setattr(training, "train", short)
 
 
 def test_the_demo_trains_the_shipped_model_on_english_and_scores_five_languages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shorten(monkeypatch, "max_length=32")
-    results = commands.demo(str(tmp_path / "demo"), TrainOptions())
+    results = training.demo(str(tmp_path / "demo"), TrainOptions())
     assert results["diagnostics"]["train_languages"] == ["en"]
     assert list(results["comparisons"]) == list(results["languages"]) == ["en", "it", "de", "es", "fr"]
     assert results["diagnostics"]["rows"]["test"] == 180
     assert (tmp_path / "demo" / "pictures" / "matrix.svg").is_file()
-    assert commands.examples(str(tmp_path / "demo"), results) == []
-    assert commands.demo(str(tmp_path / "demo"), TrainOptions(resume=True))["scores"] == results["scores"]
+    assert training.examples(str(tmp_path / "demo"), results) == []
+    assert training.demo(str(tmp_path / "demo"), TrainOptions(resume=True))["scores"] == results["scores"]
 
 
 def test_the_demo_of_summaries_says_who_wins_and_shows_three(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from transformers import (
     MBartTokenizer,
 )
 
-from finetune import commands, cpu, generation
 from finetune import config as configuration
+from finetune import cpu, generation
+from finetune.commands import runs
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig, Written
@@ -279,7 +280,7 @@ def test_stop_strings_of_a_plain_folder_are_those_of_its_run(begin: Begin, tmp_p
     model, stops = begin("scratch"), ["\n", "a'\"b", "ünd"]
     asked = settings(f"generation.stop_strings={json.dumps(stops, ensure_ascii=False)}")
     model.save(tmp_path, families.remembered(asked, model, "truncate"), asked.generation)
-    assert commands._trained(str(tmp_path), ())[2].generation.stop_strings == stops
+    assert runs.trained(str(tmp_path), ())[2].generation.stop_strings == stops
 
 
 def test_gpt2_shares_its_context_between_source_and_target(begin: Begin) -> None:

@@ -13,7 +13,8 @@ import tiny_seq2seq as tiny
 from calling import done, private_cache, read_jsonl, train_toy, write_csv
 from conftest import toy_rows
 
-from finetune import classifier, commands, trial
+from finetune import classifier, trial
+from finetune.commands import runs
 from finetune.errors import Exit, UserError
 from finetune.run import Run
 from finetune.seq2seq import encoder_decoder as networks
@@ -38,7 +39,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
 
 
 def asked(run: Path) -> trial.Answering:
-    folder, recipe, config = commands._trained(str(run), ())
+    folder, recipe, config = runs.trained(str(run), ())
     return trial.answering(folder, recipe, config)
 
 
@@ -185,8 +186,8 @@ def test_summaries_are_written_as_predict_writes_them(tmp_path: Path) -> None:
 
 @pytest.fixture
 def writer(tiny_gpt2: Path) -> trial.Writing:
-    folder, _, config = commands._trained(str(tiny_gpt2), ())
-    return trial.going_on(folder, config, lambda reading: commands._trained(str(tiny_gpt2), reading)[2])
+    folder, _, config = runs.trained(str(tiny_gpt2), ())
+    return trial.going_on(folder, config, lambda reading: runs.trained(str(tiny_gpt2), reading)[2])
 
 
 def test_a_prompt_is_gone_on_from_piece_by_piece_as_generate_does(writer: trial.Writing, tiny_gpt2: Path) -> None:

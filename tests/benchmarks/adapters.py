@@ -20,7 +20,8 @@ from typing import Any
 
 from training_speed import ROOT
 
-from finetune import adapters, commands, optim
+from finetune import adapters, optim
+from finetune.commands import comparing
 
 DATA = Path(os.environ.get("FINETUNE_BENCHMARK_DATA", ROOT.parent / "shared" / "data"))
 WIDTH = 384  # of both models
@@ -78,7 +79,7 @@ def main() -> None:
     for row in rows[1:]:
         row["difference"] = {
             found.get("language", "test"): [found[key] for key in ("difference", "low", "high")]
-            for found in commands.compare([row["run"], rows[0]["run"]])
+            for found in comparing.compare([row["run"], rows[0]["run"]])
         }
     (folder / f"seed-{asked.seed}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     print_table(task, rows)

@@ -1,0 +1,1 @@
+"""What the command line does, as functions: each returns the object that the command prints."""
