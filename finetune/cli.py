@@ -554,9 +554,9 @@ def doctor(as_json: Json = False) -> None:
     """
     _quiet_environment()
     from finetune import terminal
-    from finetune.commands import checking
+    from finetune.commands import machine
 
-    found = checking.doctor()
+    found = machine.doctor()
     if as_json:
         return _print_json(found)
     versions = " · ".join(f"{name} {version}" for name, version in found["versions"].items())

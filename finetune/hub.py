@@ -58,6 +58,12 @@ class Unreachable(Exception):
     """No answer came, or none that says anything about the repository; the text says why."""
 
 
+def quiet() -> None:
+    """Silence the Hub's library: its bars and warnings are not about the person's own data."""
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.logging.set_verbosity_error()
+
+
 def ask(place: Place) -> Found:
     """Ask the Hub about a repository; the answer comes within ANSWER_SECONDS.
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.repocard import metadata_load
@@ -323,8 +322,7 @@ def quiet() -> None:
     """Silence the libraries beneath: their bars and warnings are not about the person's own data."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    huggingface_hub.utils.disable_progress_bars()
-    huggingface_hub.logging.set_verbosity_error()
+    hub.quiet()
 
 
 def _could_be_on_hub(model: str) -> bool:

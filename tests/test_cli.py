@@ -63,8 +63,9 @@ def test_help_answers_within_four_tenths_of_a_second_of_cpu() -> None:
     assert min(spent) < 0.4
 
 
-def test_the_command_line_imports_nothing_heavy() -> None:
-    code = f"import sys, finetune.cli; print([name for name in {HEAVY} if name in sys.modules])"
+@pytest.mark.parametrize(("module", "heavy"), [("cli", HEAVY), ("commands.checking", ("torch", "transformers"))])
+def test_what_needs_no_model_imports_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, finetune.{module}; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -665,12 +665,12 @@ def test_odd_file_names_are_told_as_they_are(place: Place, name: str, content: s
 def test_a_bug_is_one_line_with_a_place_for_the_traceback(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from finetune.commands import checking
+    from finetune.commands import machine
 
     def broken() -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(checking, "doctor", broken)
+    monkeypatch.setattr(machine, "doctor", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     text = assert_error(call("doctor"), 1, ["a bug in finetune: ZeroDivisionError: division by zero"])
     log = Path(text.rsplit(" ", 1)[-1])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune import pretrained, trial
 from finetune.causal.corpus import TextDataConfig
-from finetune.commands.checking import EXTRAS
+from finetune.commands.machine import EXTRAS
 from finetune.commands.runs import trained
 from finetune.errors import Exit, UserError
 from finetune.playground import Served, serve
