@@ -1,4 +1,4 @@
-"""Two processes on two cores beside one process with two threads: rows a second of training and of scoring.
+"""Two processes on two cores beside one process with two threads: tokens of training, rows of scoring a second.
 
 python tests/benchmarks/processes.py                (some minutes on two quiet cores)
 python tests/benchmarks/processes.py --rows 64 --repeats 1

@@ -1,4 +1,4 @@
-"""Measure what a person waits for: `finetune --help`, and start-up work before the first batch of 10,000 rows.
+"""Measure what a person waits for: `finetune --help`, `check`, and what comes before the first batch of 10,000 rows.
 
 python tests/benchmarks/startup.py
 """
@@ -16,11 +16,15 @@ ROWS = 10_000
 REPEATS = 5
 
 
-def help_seconds() -> float:
-    """Return the user CPU seconds of one `finetune --help`."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run([sys.executable, "-m", "finetune", "--help"], check=True, capture_output=True)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+def user_seconds(*arguments: str) -> str:
+    """Return the user CPU seconds of a command, the median and the spread of some turns."""
+    spent = []
+    for _ in range(REPEATS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([sys.executable, "-m", "finetune", *arguments], check=True, capture_output=True)
+        spent.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+    spent.sort()
+    return f"{spent[REPEATS // 2]:.2f} s user CPU, median of {REPEATS} [{spent[0]:.2f}, {spent[-1]:.2f}]"
 
 
 def startup_seconds(folder: Path) -> float:
@@ -50,10 +54,8 @@ def startup_seconds(folder: Path) -> float:
 
 
 def main() -> None:
-    """Print both figures."""
-    seconds = sorted(help_seconds() for _ in range(REPEATS))
-    spread = f"[{seconds[0]:.2f}, {seconds[-1]:.2f}]"
-    print(f"finetune --help   {seconds[REPEATS // 2]:.2f} s user CPU, median of {REPEATS} {spread}")
+    """Print the figures."""
+    print(f"finetune --help   {user_seconds('--help')}")
     words = [f"word{number}" for number in range(2_000)]
     draw = random.Random(1)
     with tempfile.TemporaryDirectory() as name:
@@ -65,6 +67,8 @@ def main() -> None:
                 for _ in range(rows):
                     label = draw.randrange(4)
                     writer.writerow([" ".join([f"word{label}", *draw.choices(words, k=15)]), f"label{label}"])
+        files = [f"data.{part}={folder / part}.csv" for part in ("train", "test")]
+        print(f"finetune check, {ROWS:,} rows   {user_seconds('check', *files)}")
         cold = startup_seconds(folder)
         warm = sorted(startup_seconds(folder) for _ in range(3))
     spread = f"[{warm[0]:.1f}, {warm[-1]:.1f}]"
