@@ -27,6 +27,7 @@ from finetune import adapters, checkpoint, classifier, optim, pretrained
 from finetune.adapters import AdapterConfig, Base
 from finetune.data.columns import LabelMap
 from finetune.errors import Exit, Interrupted, UserError
+from finetune.run import Run
 from finetune.seq2seq.model import Seq2SeqConfig, Seq2SeqModel
 from finetune.trainer import TrainConfig, Trainer
 
@@ -175,7 +176,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 def test_a_run_tells_what_it_trains_and_keeps_no_more(run: Path) -> None:
     log = (run / "train.log").read_text()
-    assert "LoRA of rank 4 on query, value · " in log
+    assert "LoRA of rank 4 on query, value, a head at 6 times its rate · " in log
     figures = json.loads((run / "results.json").read_text())["diagnostics"]
     trained = figures["trained_parameters"]
     assert trained == 2 * (4 * 32 + 32 * 4) + 3 * 32 + 3  # A and B of two layers, and the head
@@ -349,11 +350,27 @@ def test_without_peft_it_says_what_to_install(tiny_model: Path) -> None:
     assert "finetune-recipes[adapters]" in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("none", 3e-4), ("lora", 3e-3), ("dora", 3e-3), ("ia3", 1e-2)])
+@pytest.mark.parametrize(("kind", "rate"), [("none", 3e-4), ("lora", 1e-3), ("dora", 1e-3), ("ia3", 1e-2)])
 def test_an_adapter_learns_at_a_higher_rate(kind: str, rate: float, tiny_model: Path) -> None:
     parts = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted(kind))
     assert classifier.resolve(parts, TrainConfig(), rows=100).learning_rate == pytest.approx(rate)
     assert classifier.resolve(parts, TrainConfig(learning_rate=1e-5), rows=100).learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(("kind", "times"), [("none", 1), ("lora", 6), ("dora", 6), ("ia3", 1)])
+def test_a_head_beside_an_adapter_has_a_rate_of_its_own(
+    kind: str, times: float, tiny_model: Path, tmp_path: Path
+) -> None:
+    parts = classifier.load(str(tiny_model), NAMES, seed=1, adapter=adapted(kind))
+    config = TrainConfig(learning_rate=1e-3, mixed_precision="no", use_cpu=True)
+    with Run(tmp_path / "run", quiet=True) as run:
+        loop = Trainer(parts.model, config, run, loss=lambda model, batch: torch.zeros(()), seed=1)
+    rates = {id(one): group["lr"] for group in loop.optimizer.param_groups for one in group["params"]}
+    found = {name: rates[id(one)] for name, one in parts.model.named_parameters() if one.requires_grad}
+    assert found == {name: pytest.approx(1e-3 * (times if "classifier" in name else 1)) for name in found}
+    assert any("classifier" in name for name in found)
+    assert any("classifier" not in name for name in found)
+    assert ("a head at 6 times its rate" in parts.described) is (times == 6)
 
 
 def test_an_adapter_is_not_put_on_an_adapter(run: Path) -> None:
@@ -515,7 +532,7 @@ def test_a_model_of_the_project_goes_on_with_an_adapter(architecture: str, tmp_p
     done("train", "seq2seq", *files, *shape, *loop, f"output_dir={tmp_path / 'base'}")
     model = tmp_path / "base" / "model"
     run = trained("seq2seq", tmp_path, *files, f"model={model}")
-    assert "learning_rate=0.003 (auto)" in (run / "train.log").read_text()
+    assert "learning_rate=0.001 (auto)" in (run / "train.log").read_text()
     question = ("--input", tmp_path / "test.jsonl", "--source-column", "text", "--json")
     written = [row["predicted"] for row in done("predict", run, *question).json]
     assert written == [row["predicted"] for row in read_jsonl(run / "predictions" / "test.jsonl")]

@@ -5,7 +5,7 @@ python tests/benchmarks/adapters.py umsab|banking77|xsid [--seed 1] [--output FO
 Data: English tweets (umsab) and banking77 with minilm, and xsid with mini-mbert, trained on English and scored in the
 other languages too, where it shows what a training forgets; from FINETUNE_BENCHMARK_DATA (default ../shared/data).
 Each training is a process of its own, whose peak memory is measured; one that ended is kept, one that was stopped goes
-on. Rates are those of `auto`; the head alone, which is as small as an adapter, has that of an adapter. KEY=VALUE are
+on. Rates are those of `auto`; the head alone has that of a head beside an adapter. KEY=VALUE are
 settings of all trainings, e.g. data.train_rows=64 train.max_steps=3 to try the script.
 """
 
@@ -52,7 +52,7 @@ TASKS = {
 
 def methods(task: Task) -> dict[str, tuple[str, ...]]:
     """Return what differs between the trainings."""
-    rate = adapters.rate_of("LORA", optim.auto_learning_rate(WIDTH, task.labels))
+    rate = adapters.HEAD_RATES["LORA"] * adapters.rate_of("LORA", optim.auto_learning_rate(WIDTH, task.labels))
     ranks = {f"LoRA, rank {rank}": ("adapter=lora", f"rank={rank}", f"alpha={2 * rank}") for rank in (2, 8, 32)}
     return {
         "all weights": (),
