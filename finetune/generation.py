@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+import transformers
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -119,6 +120,23 @@ def as_transformers(config: GenerationConfig) -> dict[str, Any]:
         told |= {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
         told |= {"min_p": config.min_p or None, "typical_p": config.typical_p}
     return told
+
+
+def remembered(config: GenerationConfig, usual: GenerationConfig) -> dict[str, Any]:
+    """Return what differs from the usual as the settings that a plain model folder is used with."""
+    told = dataclasses.asdict(usual)
+    return {f"generation.{name}": value for name, value in dataclasses.asdict(config).items() if value != told[name]}
+
+
+def write_so(start: Start, config: GenerationConfig) -> None:
+    """Let AutoModelForCausalLM write as `config` says, once the model is saved.
+
+    All but for what may not come twice: transformers would not let a text repeat its prompt either.
+    """
+    end = start.end
+    start.model.network.generation_config = transformers.GenerationConfig(
+        bos_token_id=end, eos_token_id=end, pad_token_id=end, **as_transformers(config)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

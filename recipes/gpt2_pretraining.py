@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune import hardware
+from finetune import generation, hardware
 from finetune.adapters import AdapterConfig
 from finetune.causal import corpus, routes
 from finetune.causal.corpus import TextDataConfig
@@ -76,7 +76,9 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     judge = routes.Judge(start, found.texts, reading, config.train.mixed_precision)
     progress = loop.fit(found.train, judge.validate, greater_is_better=False)
     rates = opening.say_costs(run, progress, loop.estimated_seconds, "predicted tokens")
-    run.save_model(lambda folder: start.save(folder, config.network, reading.settings()))
+    generation.write_so(start, config.generation)
+    kept = reading.settings() | generation.remembered(config.generation, GenerationConfig())
+    run.save_model(lambda folder: start.save(folder, config.network, kept))
     tallies, seconds = judge.final()
     sampling = writing.Sampling(config.samples, config.generation, config.seed)
     figures |= writing.try_out(run, judge, splits, routes.affordable(found.learnt)[0], sampling)

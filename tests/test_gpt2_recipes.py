@@ -264,6 +264,23 @@ def test_generate_describes_what_it_wrote(pretrained_run: Ended, tmp_path: Path)
     assert "copied_8" not in plain["quality"]["figures"]  # a folder does not know its training text
 
 
+def test_a_plain_folder_writes_as_its_run_does_and_so_does_transformers(completing_run: Ended) -> None:
+    run, model = completing_run[0], completing_run[0] / "model"
+    question = ("--prompt", WORDS[0], "--seed", 1, "--json")
+    (answer,), (again,) = (done("generate", place, *question).json["texts"] for place in (run, model))
+    assert again == answer
+    stored = generation.remembered(GenerationConfig(temperature=0), GenerationConfig())
+    assert stored == {"generation.temperature": 0}
+    assert stored.items() <= pretrained.remembered_settings(model).items()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompt = WORDS[0] + pretrained.remembered_settings(model)["data.separator"]
+    asked = tokenizer(prompt, return_tensors="pt")
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert network.generation_config.max_new_tokens == GenerationConfig().max_new_tokens
+    told = network.generate(**asked)
+    assert tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True) == answer
+
+
 @pytest.mark.parametrize("code", [Exit.NO_INPUT, Exit.BAD_DATA])
 def test_quality_goes_without_training_files_that_are_gone_or_damaged(
     pretrained_run: Ended, monkeypatch: pytest.MonkeyPatch, code: Exit

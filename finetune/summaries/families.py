@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune import adapters, hardware, pretrained
+from finetune import adapters, generation, hardware, pretrained
 from finetune.causal.model import WRITERS
-from finetune.config import flatten, refuse_for_model, to_tree
+from finetune.config import refuse_for_model, to_tree
 from finetune.data.columns import Split
 from finetune.errors import Exit, UserError
 from finetune.generation import GenerationConfig
@@ -104,13 +104,11 @@ def greedy(config: GenerationConfig) -> GenerationConfig:
 
 def remembered(settings: Settings, writer: Writer, on_long: OnLong) -> dict[str, Any]:
     """Return the settings that a plain model folder is used with."""
-    usual = flatten(to_tree(writing_settings()))
-    of_writing = {name: value for name, value in flatten(to_tree(settings.generation)).items() if value != usual[name]}
     return {
         "recipe": RECIPE, "task": settings.task, "language": settings.language, "data.on_long": on_long,
         "max_source_length": writer.lengths.source, "max_target_length": writer.lengths.target,
         "source_prefix": writer.prefix, "prompt_end": settings.prompt_end, "model_language": settings.model_language,
-    } | {f"generation.{name}": value for name, value in of_writing.items()}  # fmt: skip
+    } | generation.remembered(settings.generation, writing_settings())  # fmt: skip
 
 
 def _refuse_unread(settings: Settings, given: str, names: Iterable[str]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 from torch import Tensor, nn
 
 from finetune import generation, hardware, pretrained
@@ -116,14 +115,8 @@ class PromptWriter:
         return language_models.loss(model, batch)
 
     def save(self, folder: Path, settings: dict[str, Any], config: GenerationConfig) -> None:
-        """Write weights, config and tokenizer; AutoModelForCausalLM then searches as this run does by default.
-
-        All but for what may not come twice: transformers would not let a summary repeat its source either.
-        """
-        end, network = self.start.end, self.start.model.network
-        network.generation_config = transformers.GenerationConfig(
-            bos_token_id=end, eos_token_id=end, pad_token_id=end, **generation.as_transformers(config)
-        )
+        """Write weights, config and tokenizer; AutoModelForCausalLM then searches as this run does by default."""
+        generation.write_so(self.start, config)
         self.start.save(folder, DropoutConfig(), settings)
 
 
