@@ -28,7 +28,7 @@ def limits_text(one: Mapping[str, Any], times: int = 1, joint: str = " or ") -> 
 
 def findings(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (level, sentence) of all that diagnostics know of long rows."""
-    for one in _records(told):
+    for one in told.get("long_rows", []):
         noun, level = one["noun"], "good" if one["on_long"] == "window" else "warning"
         for name, number in one["rows"].items():
             if number:
@@ -40,7 +40,7 @@ def findings(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def advised(told: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield (what to do, why, command) where more than a few rows of a split were not read whole."""
     rows = told["rows"]
-    for one in _records(told):
+    for one in told.get("long_rows", []):
         counted = {name: number for name, number in one["rows"].items() if name in rows}
         cut = {name: number for name, number in counted.items() if number > MANY_CUT * rows[name]}
         if cut and one["on_long"] != "window":
@@ -48,7 +48,3 @@ def advised(told: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             windows = " or data.on_long=window" if one["noun"] == "text" else ""
             what, why = f"Read long {one['noun']}s whole", f"above {limits_text(one)}: {which}."
             yield what, why, limits_text(one, 2, " ") + windows
-
-
-def _records(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [one for one in told.get("long_rows", []) if isinstance(one, Mapping)]  # once each recipe had its own form
