@@ -471,8 +471,6 @@ def test_long_rows_of_every_recipe_are_told_and_advised() -> None:
     assert pairs[2] == "max_source_length=10 max_target_length=12"
     why = "above max_source_length=10: 9 of 48 train sources."
     assert sources == ("Read long sources whole", why, "max_source_length=20")
-    former = {"train": 20, "max_length": 32, "on_long": "truncate"}  # as a run of an earlier version wrote it
-    assert list(long_rows.findings({"long_rows": former})) == []
 
 
 def test_leaks_cut_and_unknown_texts_sure_mistakes_and_probabilities_are_told(evidence: Evidence) -> None:
