@@ -1,19 +1,22 @@
-"""Compare training all weights, a part of them, and adapters: quality, trained parameters, memory, time, file size.
+"""Compare training all weights, a part of them, and adapters: quality, trained parameters, memory, file size, speed.
 
 python tests/benchmarks/adapters.py umsab|banking77|xsid [--seed 1] [--output FOLDER] [KEY=VALUE ...]
+python tests/benchmarks/adapters.py umsab --speed 3      (texts a second of 40 updates, by turns; a quiet machine)
 
 Data: English tweets (umsab) and banking77 with minilm, and xsid with mini-mbert, trained on English and scored in the
 other languages too, where it shows what a training forgets; from FINETUNE_BENCHMARK_DATA (default ../shared/data).
 Each training is a process of its own, whose peak memory is measured; one that ended is kept, one that was stopped goes
-on. Rates are those of `auto`; the head alone has that of a head beside an adapter. KEY=VALUE are
-settings of all trainings, e.g. data.train_rows=64 train.max_steps=3 to try the script.
+on. Rates are those of `auto`; the head alone has that of a head beside an adapter. KEY=VALUE are settings of all
+trainings, e.g. data.train_rows=64 train.max_steps=3 to try the script.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from finetune.commands import comparing
 
 DATA = Path(os.environ.get("FINETUNE_BENCHMARK_DATA", ROOT.parent / "shared" / "data"))
 WIDTH = 384  # of both models
+SHORT = ("train.max_steps=40", "train.eval_steps=40", "train.load_best_model_at_end=false", "baseline=none")
 WEIGHTS = ("model.safetensors", adapters.WEIGHTS)
 
 
@@ -63,13 +67,22 @@ def methods(task: Task) -> dict[str, tuple[str, ...]]:
 
 
 def main() -> None:
-    """Train what is missing, then print the table and keep it as JSON."""
+    """Measure speed, or make the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "adapters")
+    parser.add_argument("--speed", type=int, metavar="TURNS", help="measure texts a second alone, in so many turns")
     asked = parser.parse_intermixed_args()
+    if asked.speed:
+        print_speed(asked.task, asked.speed)
+    else:
+        make_table(asked)
+
+
+def make_table(asked: argparse.Namespace) -> None:
+    """Train what is missing, then print the table and keep it as JSON."""
     task, folder = TASKS[asked.task], asked.output / asked.task
     rows = []
     for name, settings in methods(task).items():
@@ -106,23 +119,39 @@ def trained(name: str, settings: tuple[str, ...], run: Path) -> dict[str, float]
 
 
 def figures(task: Task, run: Path) -> dict[str, Any]:
-    """Return scores, sizes and seconds of a run."""
+    """Return scores and sizes of a run."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     languages = results.get("languages") or {"test": results["scores"]["test"]}
     weights = next(run / "model" / name for name in WEIGHTS if (run / "model" / name).is_file())
     return {
         "scores": {language: scores[task.metric] for language, scores in languages.items()},
         "trained": results["diagnostics"]["trained_parameters"],
-        "seconds": results["seconds"]["train"],
         "file": weights.stat().st_size,
     }
+
+
+def print_speed(name: str, turns: int) -> None:
+    """Train briefly with each method in turn and print texts a second, and how many times those of all weights."""
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(turns):
+            for number, (method, settings) in enumerate(methods(TASKS[name]).items()):
+                run = Path(folder) / f"{turn}-{number}"
+                trained(name, (*settings, *SHORT), run)
+                results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+                rates.setdefault(method, []).append(results["throughput"]["train_examples_per_second"])
+    whole = rates["all weights"]
+    for method, found in rates.items():
+        ratios = [one / other for one, other in zip(found, whole, strict=True)]
+        spread = f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
+        print(f"{method:<16} {statistics.median(found):5.0f} texts/s   {spread}")
 
 
 def print_table(task: Task, rows: list[dict[str, Any]]) -> None:
     """Print a line for each training; behind a score its 95 % interval and the difference to all weights."""
     columns = list(rows[0]["scores"])
     heads = [f"{task.metric} {column}" for column in columns]
-    print(" | ".join(["method", *heads, "trained parameters", "peak memory, MB", "seconds", "file, MB"]))
+    print(" | ".join(["method", *heads, "trained parameters", "peak memory, MB", "file, MB"]))
     for row in rows:
         cells = []
         for column in columns:
@@ -132,7 +161,7 @@ def print_table(task: Task, rows: list[dict[str, Any]]) -> None:
                 value, low, high = (100 * one for one in row["difference"][column])
                 text += f" ({value:+.1f} [{low:+.1f}, {high:+.1f}] points of accuracy)"
             cells.append(text)
-        sizes = (f"{row['trained']:,}", f"{row['peak_memory'] / 1e6:,.0f}", f"{row['seconds']:.0f}")
+        sizes = (f"{row['trained']:,}", f"{row['peak_memory'] / 1e6:,.0f}")
         print(" | ".join([row["method"], *cells, *sizes, f"{row['file'] / 1e6:.1f}"]))
 
 
