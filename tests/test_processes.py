@@ -405,7 +405,6 @@ def commands_of_each_recipe(folder: Path, bert: Path, gpt2: Path) -> dict[str, l
     languages = [f"data.{name}={folder}/{{language}}.{name}.csv" for name in ("train", "validation", "test")]
     parallel = f"data.parallel={folder}/parallel.en-{{language}}.jsonl.gz"
     texts = [f"data.train={folder}/mono.en.txt", f"data.test={folder}/mono.en.txt"]
-    small = [setting for setting in pretexts.SMALL if not setting.startswith("train.")]
     short = ("samples=3", "generation.max_new_tokens=4", "max_length=16")
     width = ("network.hidden_size=32", "network.num_hidden_layers=1", "network.num_attention_heads=2")
     asked: dict[str, list[str]] = {
@@ -421,7 +420,7 @@ def commands_of_each_recipe(folder: Path, bert: Path, gpt2: Path) -> dict[str, l
         ],
         "masks": [
             "bert_pretraining", f"data.train={folder}/mono.{{language}}.txt", parallel, "train_languages=[en,it]",
-            "objective=mlm+distil", f"teacher={bert}", f"model={bert}", *small, *loop,
+            "objective=mlm+distil", f"teacher={bert}", f"model={bert}", reading, *loop,
         ],
         "letters": ["gpt2_pretraining", *texts, *width, "vocabulary.vocab_size=280", *short, *loop],
         "stories": ["gpt2_generation", f"model={gpt2}", *texts, *short, *brief],
