@@ -55,7 +55,7 @@ AUTO_RATES = {"LORA": (10.0, 1e-3), "IA3": (100.0, 1e-2)}
 # good ones. Measured with minilm, LoRA of rank 8, rate of the adapter / of the head. banking77, test accuracy: 3e-3 for
 # both 0.915, 6e-3 for both 0.910, 1e-3 / 6e-3 0.923. umsab, macro-F1 on validation: 3e-3 for both 0.676, 2e-3 / 6e-3
 # 0.727, 1e-3 / 6e-3 0.742 (on test 0.675, 0.660, 0.659). data/tickets as above: 3e-3 for both 0.44, 1e-3 / 6e-3 0.42.
-HEAD_RATES = {"LORA": 6.0, "IA3": 1.0}
+HEAD_TIMES = {"LORA": 6.0, "IA3": 1.0}
 TOLERANCE = 1e-4  # of a probability, between a model with its adapter and the merged one, in fp32
 BYTES_OF_TRAINED = 16  # fp32 weight, gradient, and AdamW's two moments
 
@@ -108,10 +108,10 @@ def auto_learning_rate(rate: float, model: nn.Module) -> float:
     return rate if settings is None else rate_of(settings.peft_type, rate)
 
 
-def head_rate(model: nn.Module) -> float:
+def head_times(model: nn.Module) -> float:
     """Return how many times the rate of the adapter a head beside it learns at; 1 where there is no adapter."""
     settings = _settings(model)
-    return 1.0 if settings is None else HEAD_RATES[settings.peft_type]
+    return 1.0 if settings is None else HEAD_TIMES[settings.peft_type]
 
 
 def rate_of(kind: str, rate: float) -> float:
@@ -417,7 +417,7 @@ def _settings(model: nn.Module) -> Any:
 
 def _named(settings: Any) -> str:
     """Return an adapter in words: `LoRA of rank 8 on query, value`, and the rate of a head beside it."""
-    names, times = sorted(settings.target_modules), HEAD_RATES[settings.peft_type]
+    names, times = sorted(settings.target_modules), HEAD_TIMES[settings.peft_type]
     where = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} layers"
     if settings.modules_to_save and times != 1:
         where += f", a head at {times:g} times its rate"

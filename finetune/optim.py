@@ -78,12 +78,12 @@ def freeze(model: nn.Module, layers: int, *, word_embeddings: bool = False) -> i
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0, head_rate: float = 1.0
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0, head_times: float = 1.0
 ) -> list[dict[str, object]]:
     """Split trained parameters by weight decay (none for biases, norms and IA3's scales around 1) and by layer.
 
     With `layer_decay` d < 1 a parameter n layers below the head learns at d**n of the rate (Howard and Ruder 2018,
-    section 3.2, as used for BERT by Sun et al. 2019, section 5.3.2). A head beside an adapter learns at `head_rate`
+    section 3.2, as used for BERT by Sun et al. 2019, section 5.3.2). A head beside an adapter learns at `head_times`
     times the rate.
     """
     depths = layer_depths(name for name, _ in model.named_parameters())
@@ -93,7 +93,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         decay = weight_decay if parameter.ndim >= 2 and not SCALES.search(name) else 0.0
-        rate = learning_rate * layer_decay ** (top - depths[name]) * (head_rate if HEAD.search(name) else 1.0)
+        rate = learning_rate * layer_decay ** (top - depths[name]) * (head_times if HEAD.search(name) else 1.0)
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)  # type: ignore[attr-defined]
     return list(groups.values())

@@ -138,8 +138,9 @@ class Trainer:
             self._shards = memory.Shards(model, self.accelerator.device)
         trained = model if self._shards is None else self._shards.parts
         betas = (config.adam_beta1, config.adam_beta2)
-        rates = config.learning_rate, config.weight_decay, layer_decay, adapters.head_rate(model)
-        groups = optim.parameter_groups(trained, *rates)
+        groups = optim.parameter_groups(
+            trained, config.learning_rate, config.weight_decay, layer_decay, adapters.head_times(model)
+        )
         optimizer = optim.adamw(groups, betas, config.adam_epsilon)
         if self._shards is not None:  # as `prepare`, without DDP; Accelerate's own FSDP plugin does nothing on CPUs
             self.model = self.accelerator.prepare_model(trained, device_placement=False, evaluation_mode=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training_speed import ROOT
+from training_speed import ROOT, ratios
 
 from finetune import adapters, optim
 from finetune.commands import comparing
@@ -56,7 +56,7 @@ TASKS = {
 
 def methods(task: Task) -> dict[str, tuple[str, ...]]:
     """Return what differs between the trainings."""
-    rate = adapters.HEAD_RATES["LORA"] * adapters.rate_of("LORA", optim.auto_learning_rate(WIDTH, task.labels))
+    rate = adapters.HEAD_TIMES["LORA"] * adapters.rate_of("LORA", optim.auto_learning_rate(WIDTH, task.labels))
     ranks = {f"LoRA, rank {rank}": ("adapter=lora", f"rank={rank}", f"alpha={2 * rank}") for rank in (2, 8, 32)}
     return {
         "all weights": (),
@@ -142,9 +142,7 @@ def print_speed(name: str, turns: int) -> None:
                 rates.setdefault(method, []).append(results["throughput"]["train_examples_per_second"])
     whole = rates["all weights"]
     for method, found in rates.items():
-        ratios = [one / other for one, other in zip(found, whole, strict=True)]
-        spread = f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
-        print(f"{method:<16} {statistics.median(found):5.0f} texts/s   {spread}")
+        print(f"{method:<16} {statistics.median(found):5.0f} texts/s   {ratios(found, whole)}")
 
 
 def print_table(task: Task, rows: list[dict[str, Any]]) -> None:

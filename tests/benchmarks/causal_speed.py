@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import transformers
 from pretraining_speed import Clock, matmul_rate
+from training_speed import ratios
 from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel
 
 from finetune import hardware
@@ -70,10 +71,9 @@ def main() -> None:
 def alternate(what: str, ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> float:
     """Print the rates of both, alternating, and the ratio with its range; return our median rate."""
     found = [(ours(), theirs()) for _ in range(repeats)]
-    ratios = [one / other for one, other in found]
-    rates = [statistics.median(side) for side in zip(*found, strict=True)]
-    spread = f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
-    print(f"{what}: finetune {rates[0]:,.1f} tokens/s · transformers {rates[1]:,.1f} · {spread}", flush=True)
+    sides = list(zip(*found, strict=True))
+    rates = [statistics.median(side) for side in sides]
+    print(f"{what}: finetune {rates[0]:,.1f} tokens/s · transformers {rates[1]:,.1f} · {ratios(*sides)}", flush=True)
     return float(rates[0])
 
 

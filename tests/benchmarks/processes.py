@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from training_speed import ROOT, ratios
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("bert_classification", "seq2seq")
 WORDS = [f"word{number}" for number in range(500)]
 PLACE = ("baseline=none", "train.use_cpu=true", "train.load_best_model_at_end=false", "train.save_steps=1000000")
@@ -45,11 +45,8 @@ def main() -> None:
                     runs[processes].append(measure(folder, [task, *commands[task]], processes))
             for figure in ("train", "evaluate"):
                 one, two = ([run[figure] for run in runs[processes]] for processes in (1, 2))
-                ratios = [b / a for a, b in zip(one, two, strict=True)]
-                print(
-                    f"{task:<20} {figure:<9} one {statistics.median(one):8.0f}/s  two {statistics.median(two):8.0f}/s  "
-                    f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
-                )
+                middle = f"one {statistics.median(one):8.0f}/s  two {statistics.median(two):8.0f}/s"
+                print(f"{task:<20} {figure:<9} {middle}  {ratios(two, one)}")
 
 
 def measure(folder: Path, command: list[str], processes: int) -> dict[str, float]:

@@ -11,9 +11,11 @@ import argparse
 import csv
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +107,10 @@ def measure(name: str, seed: int, epochs: int) -> dict[str, float]:
     return found
 
 
-def ratios(runs: dict[str, list[dict[str, float]]], against: str, key: str) -> str:
-    """Return the ratio of finetune to a peer in each repeat: median, minimum and maximum."""
-    pairs = sorted(a[key] / b[key] for a, b in zip(runs["finetune"], runs[against], strict=True))
-    return f"{pairs[len(pairs) // 2]:.2f}x [{pairs[0]:.2f}, {pairs[-1]:.2f}]"
+def ratios(ours: Iterable[float], theirs: Iterable[float]) -> str:
+    """Return the ratio of one to another in each turn: median, minimum and maximum."""
+    found = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(found):.2f}x [{min(found):.2f}, {max(found):.2f}]"
 
 
 def main() -> None:
@@ -140,7 +142,9 @@ def main() -> None:
         speed = f"{middle['train']:>8.0f}{middle['evaluate']:>10.0f}"
         print(f"{name:<28}{speed}{mean['accuracy']:>10.3f}{mean['macro_f1']:>10.3f}")
     for name in systems[1:]:
-        train, evaluate = ratios(runs, name, "train"), ratios(runs, name, "evaluate")
+        train, evaluate = (
+            ratios(*([run[key] for run in runs[side]] for side in ("finetune", name))) for key in ("train", "evaluate")
+        )
         print(f"finetune / {name:<22} train {train}   evaluate {evaluate}")
 
 
